@@ -1,0 +1,5 @@
+"""``python -m blend``."""
+
+from blend.cli import main
+
+main()

@@ -1,0 +1,109 @@
+"""What a blend has to beat, at the same reduction and with the same recalibration: single criteria and controls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blend.budget import CostModel, Scores, keep_mask, uniform
+from blend.encoding import Clusters, Encoding
+from blend.formula import Blender, reproducing_offsets
+from criteria.graph import ChannelGraph, Keep
+from criteria.scores import ScoreTable
+
+RANDOM_MASKS = 5
+PROTECTED = 1.0  # the offset of a group that a criterion cannot rank: it stays whole
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """One opponent of the blend.
+
+    Attributes:
+        name: For example ``l1`` or ``uniform-blend``.
+        kind: ``single``, ``uniform_blend`` or ``random_mask``.
+        allocation: ``uniform`` or ``global``.
+        masks: Its keep masks; more than one where the mean is reported.
+        genome: The same mask as a member of the first population, where the encoding can express it.
+        note: What the reader has to know, for example which groups the criterion could not rank.
+    """
+
+    name: str
+    kind: str
+    allocation: str
+    masks: tuple[Keep, ...]
+    genome: tuple[float, ...] | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Everything that the baselines of one run have in common."""
+
+    graph: ChannelGraph
+    table: ScoreTable
+    clusters: Clusters
+    encoding: Encoding
+    blender: Blender
+    cost: CostModel
+    floor: Mapping[str, int]
+    reduction: float
+    allocations: tuple[str, ...]
+    seed: int
+
+    def baselines(self) -> list[Baseline]:
+        """Every single criterion and the uniform blend, under each allocation, and the mean of random masks."""
+        singles = [self._single(name, how) for how in self.allocations for name in self.table.criteria]
+        blends = [self._uniform_blend(how) for how in self.allocations]
+        return [*(single for single in singles if single is not None), *blends, self._random_masks()]
+
+    def _single(self, criterion: str, allocation: str) -> Baseline | None:
+        raw = {name: self.table.get(criterion, name) for name in self.clusters}
+        scores = {name: values for name, values in raw.items() if values is not None}
+        missing = sorted(set(self.clusters) - set(scores))
+        if missing and allocation == "global":
+            return None  # its scores do not reach all groups, so they cannot be ranked against each other
+        note = f"cannot rank {', '.join(missing)}: left whole" if missing else ""
+        factors = {group: {criterion: 1.0} if group in scores else {} for group in self.clusters}
+        return self._baseline(criterion, "single", allocation, scores, factors, note)
+
+    def _uniform_blend(self, allocation: str) -> Baseline:
+        factors = self.encoding.uniform_factors()
+        parts = {
+            group: np.mean([self.blender.normalised_part(name, group) for name in part], axis=0)
+            for group, part in factors.items()
+        }
+        return self._baseline("uniform-blend", "uniform_blend", allocation, parts, factors, "")
+
+    def _baseline(
+        self,
+        name: str,
+        kind: str,
+        allocation: str,
+        scores: Scores,
+        factors: Mapping[str, Mapping[str, float]],
+        note: str,
+    ) -> Baseline:
+        ranked = uniform(scores) if allocation == "uniform" else scores
+        keep = keep_mask(self.graph, ranked, self.reduction, self.cost, self.floor)
+        if allocation == "uniform":
+            offsets = {group: 0.0 if group in scores else PROTECTED for group in self.clusters}
+        else:
+            offsets = reproducing_offsets(self.graph, keep)
+        exact = self.encoding.offsets or (allocation == "uniform" and not note)
+        genome = tuple(self.encoding.encode(factors, offsets)) if exact else None
+        return Baseline(name, kind, allocation, (keep,), genome, note)
+
+    def _random_masks(self) -> Baseline:
+        rng = np.random.default_rng([self.seed, 5])
+        masks = [
+            keep_mask(self.graph, uniform(self._random_scores(rng)), self.reduction, self.cost, self.floor)
+            for _ in range(RANDOM_MASKS)
+        ]
+        return Baseline("random-mask", "random_mask", "uniform", tuple(masks), None, f"mean of {RANDOM_MASKS}")
+
+    def _random_scores(self, rng: np.random.Generator) -> dict[str, NDArray[np.float64]]:
+        return {group.name: rng.random(group.size) for group in self.graph.groups if group.name in self.clusters}

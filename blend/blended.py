@@ -1,0 +1,165 @@
+"""The blended criterion as a file: formula, frozen scores, and the evidence, in plain JSON."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor, nn
+
+from blend.budget import CostModel, keep_mask
+from blend.errors import InputError
+from blend.formula import Blender, GroupFormula
+from blend.pruning import PrunedNetwork
+from criteria.graph import ChannelGraph, Keep
+from criteria.scores import ScoreTable
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Spokesman(_Strict):
+    """A criterion that speaks in a group, and its calibration factor."""
+
+    criterion: str
+    factor: Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+
+
+class BlendedGroup(_Strict):
+    """One channel group of the blend.
+
+    Attributes:
+        name: As in the channel graph: the first layer that produces the channels.
+        size: Number of channels.
+        layers: All layers whose output channels these are; they can only be pruned together.
+        clusters: Criteria that rank this group alike.
+        candidates: Who speaks, with which factor; the factors sum to 1.
+        offset: What the group is lifted by in the global ranking.
+        scores: Frozen final scores, one per channel, comparable across groups; higher means keep.
+    """
+
+    name: str
+    size: Annotated[int, Field(ge=1)]
+    layers: tuple[str, ...]
+    clusters: tuple[tuple[str, ...], ...]
+    candidates: Annotated[tuple[Spokesman, ...], Field(min_length=1)]
+    offset: Annotated[float, Field(allow_inf_nan=False)]
+    scores: tuple[Annotated[float, Field(allow_inf_nan=False)], ...]
+
+    @model_validator(mode="after")
+    def _one_score_per_channel(self) -> BlendedGroup:
+        if len(self.scores) != self.size:
+            raise ValueError(f"group '{self.name}' has {self.size} channels but {len(self.scores)} scores")
+        return self
+
+
+class NetworkIdentity(_Strict):
+    """Which network the scores belong to: layout for refusing, weights for telling retrained from same."""
+
+    layout: str
+    weights: str
+    shapes: dict[str, tuple[int, ...]]
+
+
+class BlendedCriterion(_Strict):
+    """A blended criterion: what ``*.blend.json`` holds.
+
+    It is read without this software as easily as with it, and loading it never runs code.
+    """
+
+    schema_version: Literal[1] = 1
+    groups: Annotated[tuple[BlendedGroup, ...], Field(min_length=1)]
+    normalisation: Literal["rank", "minmax", "z"]
+    allocation: Literal["global", "uniform"]
+    reduction: Annotated[float, Field(gt=0.0, lt=1.0)]
+    cost: Literal["macs", "params"]
+    criteria: tuple[dict[str, Any], ...]
+    network: NetworkIdentity
+    task: dict[str, Any]
+    seed: int
+    metrics: dict[str, Any]
+    versions: dict[str, str]
+
+    def save(self, path: str | Path) -> None:
+        """Writes the file, whole or not at all."""
+        path = Path(path)
+        draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+        try:
+            draft.write_text(self.model_dump_json(indent=1) + "\n")
+            draft.replace(path)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            raise InputError(f"cannot write '{path}': {error}") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> BlendedCriterion:
+        """Reads a file.
+
+        Raises:
+            InputError: If it cannot be read or breaks the schema, naming the first place.
+        """
+        try:
+            return cls.model_validate_json(Path(path).read_bytes())
+        except OSError as error:
+            raise InputError(f"cannot read '{path}': {error}") from error
+        except ValidationError as error:
+            problem = error.errors()[0]
+            place = ".".join(str(part) for part in problem["loc"]) or "document"
+            raise InputError(f"'{path}' is not a blended criterion: {place}: {problem['msg']}") from error
+
+    def frozen_scores(self, graph: ChannelGraph) -> dict[str, NDArray[np.float64]]:
+        """The stored scores, per group of a network of the very same layout.
+
+        Raises:
+            InputError: If the layout differs, naming the first difference.
+        """
+        self._check_layout(graph)
+        return {group.name: np.array(group.scores) for group in self.groups}
+
+    def recomputed_scores(self, table: ScoreTable) -> dict[str, NDArray[np.float64]]:
+        """The formula applied to fresh scores: other weights, other data, another step of iterative pruning."""
+        formula = {
+            group.name: GroupFormula(tuple((c.criterion, c.factor) for c in group.candidates), group.offset)
+            for group in self.groups
+        }
+        return Blender(table, self.normalisation).scores(formula)
+
+    def keep_mask(self, graph: ChannelGraph, reduction: float | None = None) -> Keep:
+        """Which channels stay at a reduction (the searched one by default), by the frozen scores."""
+        scores = self.frozen_scores(graph)
+        return keep_mask(graph, scores, self.reduction if reduction is None else reduction, CostModel(graph, self.cost))
+
+    def prune(self, model: nn.Module, example_input: Tensor, reduction: float | None = None) -> nn.Module:
+        """A physically smaller copy of a network; recalibrate or fine-tune it afterwards."""
+        graph = ChannelGraph.build(model, example_input, ignore=self.task.get("ignore", ()))
+        return PrunedNetwork(model, graph).extract(self.keep_mask(graph, reduction))
+
+    def _check_layout(self, graph: ChannelGraph) -> None:
+        if graph.fingerprint == self.network.layout:
+            return
+        for tensor, shape in self.network.shapes.items():
+            if graph.shapes.get(tensor) != shape:
+                raise InputError(
+                    f"the criterion belongs to another network: '{tensor}' has shape {graph.shapes.get(tensor)} here "
+                    f"and {shape} there"
+                )
+        raise InputError("the criterion belongs to another network: its layers have these shapes but other couplings")
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what the result depends on."""
+    names = ("blend-pruning", "torch", "torch-pruning", "deap", "scikit-learn", "scipy", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def layer_names(graph: ChannelGraph) -> Mapping[str, tuple[str, ...]]:
+    """Per group, all layers that produce its channels."""
+    return {group.name: tuple(member.layer for member in group.producers) for group in graph.groups}

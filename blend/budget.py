@@ -1,0 +1,163 @@
+"""From scores to keep masks: how much a pruned network costs, and which channels go to reach a reduction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blend.errors import InputError, nearest
+from criteria.graph import ChannelGraph, Keep
+from criteria.scores import normalise
+
+Scores = Mapping[str, NDArray[np.float64]]
+
+COSTS = ("macs", "params")
+ALLOCATIONS = ("global", "uniform")
+
+
+class CostModel:
+    """The exact cost of any pruned version of a network, coupled layers included.
+
+    A tensor's cost is its number of elements times how often each of them is used: for ``macs`` the positions that a
+    conv or linear weight is applied to for one example, for ``params`` once.
+
+    Args:
+        graph: The network's channel graph.
+        kind: ``macs`` or ``params``.
+
+    Raises:
+        InputError: If the kind is unknown.
+    """
+
+    def __init__(self, graph: ChannelGraph, kind: str = "macs") -> None:
+        if kind not in COSTS:
+            raise InputError(f"cost must be one of {', '.join(COSTS)}, got '{kind}'{nearest(kind, COSTS)}")
+        self.kind = kind
+        uses = graph.positions if kind == "macs" else _parameters(graph)
+        terms = [self._term(graph, tensor, count) for tensor, count in uses.items()]
+        self._factors = np.array([factor for factor, _, _ in terms], dtype=np.float64)
+        self._first = np.array([first for _, first, _ in terms], dtype=np.int64)
+        self._second = np.array([second for _, _, second in terms], dtype=np.int64)
+        self._owners = np.concatenate([axis.owner for axis in graph.axes])
+        self._starts = np.cumsum([0] + [len(axis.owner) for axis in graph.axes])[:-1]
+        self.full = self(np.ones(len(graph), dtype=bool))
+
+    def __call__(self, keep: Keep) -> int:
+        """Cost of the network with these channels kept: MACs for one example, or a number of parameters."""
+        kept = np.append(keep, True)[self._owners]
+        counts = np.append(np.add.reduceat(kept, self._starts, dtype=np.int64), 1)
+        return int((self._factors * counts[self._first] * counts[self._second]).sum())
+
+    def reduction(self, keep: Keep) -> float:
+        """The share of the cost that a mask removes, in [0, 1)."""
+        return 1.0 - self(keep) / self.full
+
+    @staticmethod
+    def _term(graph: ChannelGraph, tensor: str, uses: int) -> tuple[float, int, int]:
+        """A tensor's cost as a constant times the kept positions of up to two of its axes (-1: no such axis)."""
+        axes = [number for number, axis in enumerate(graph.axes) if axis.tensor == tensor]
+        rest = float(np.prod(graph.shapes[tensor], dtype=np.float64)) * uses
+        for number in axes:
+            rest /= len(graph.axes[number].owner)
+        first, second = (*axes, -1, -1)[:2]
+        return rest, first, second
+
+
+def floors(graph: ChannelGraph, share: float = 0.1) -> dict[str, int]:
+    """The least number of channels that stay in each group: a share of it, and never fewer than one."""
+    return {group.name: max(1, int(np.ceil(share * group.size))) for group in graph.groups}
+
+
+def keep_mask(
+    graph: ChannelGraph, scores: Scores, reduction: float, cost: CostModel, floor: Mapping[str, int] | None = None
+) -> Keep:
+    """Removes the lowest scores of one ranking over all groups until the reduction is reached.
+
+    The number of removed channels is found by bisection on the true cost. The last channel may have been a costly one
+    and overshoot; so the others are offered their place back, the last removed first, as long as the reduction holds.
+    What is left is minimal: giving any single channel back would miss the reduction, so the achieved one lies less than
+    the cheapest removed channel's worth above the requested one. Inside a group, it is always the lowest scores that go.
+    Ties go by the order of the channels: the first one leaves first.
+
+    Args:
+        graph: The channel graph.
+        scores: Per group, the scores of its channels, comparable across groups. A group that is missing stays whole.
+        reduction: The share of cost to remove, in (0, 1).
+        cost: What is counted.
+        floor: Channels that stay in each group whatever their scores; :func:`floors` by default.
+
+    Returns:
+        One truth value per channel of the graph.
+
+    Raises:
+        InputError: If the reduction is not in (0, 1) or the floors make it impossible.
+    """
+    check_reduction(reduction)
+    floor = floors(graph) if floor is None else floor
+    order = _removal_order(graph, scores, floor)
+    fewest, most = 0, len(order)
+    possible = cost.reduction(_without(graph, order))
+    if possible < reduction:
+        raise InputError(
+            f"reduction {reduction:g} of {cost.kind} cannot be reached: with the channels that must stay in each group "
+            f"the largest possible is {possible:.3f}"
+        )
+    while fewest < most:
+        middle = (fewest + most) // 2
+        if cost.reduction(_without(graph, order[:middle])) < reduction:
+            fewest = middle + 1
+        else:
+            most = middle
+    return _refund(graph, order[:fewest], reduction, cost)
+
+
+def uniform(scores: Scores) -> dict[str, NDArray[np.float64]]:
+    """Scores whose global ranking takes the same share of every group: their normalised ranks."""
+    return {group: normalise(values, "rank") for group, values in scores.items()}
+
+
+def check_reduction(reduction: float) -> None:
+    """Raises :class:`InputError` unless the reduction lies strictly between 0 and 1."""
+    if not 0.0 < reduction < 1.0:
+        raise InputError(f"reduction must be in (0, 1), got {reduction:g}")
+
+
+def _removal_order(graph: ChannelGraph, scores: Scores, floor: Mapping[str, int]) -> NDArray[np.int64]:
+    """All channels that may go, lowest score first."""
+    keys = np.full(len(graph), np.inf)
+    for group in graph.groups:
+        if group.name in scores:
+            values = np.array(scores[group.name], dtype=np.float64)
+            protected = np.argsort(values, kind="stable")[group.size - floor[group.name] :]
+            values[protected] = np.inf
+            keys[graph.slices[group.name]] = values
+    order = np.argsort(keys, kind="stable")
+    return order[: int(np.isfinite(keys).sum())]
+
+
+def _refund(graph: ChannelGraph, removed: NDArray[np.int64], reduction: float, cost: CostModel) -> Keep:
+    """Gives channels back, the last removed first, while the reduction holds."""
+    keep = _without(graph, removed)
+    group_of = np.repeat(np.arange(len(graph.groups)), [group.size for group in graph.groups])
+    spent: set[int] = set()  # all channels of a group cost the same: where one cannot be given back, none can
+    for channel in removed[::-1]:
+        if (group := int(group_of[channel])) not in spent:
+            keep[channel] = True
+            if cost.reduction(keep) < reduction:
+                keep[channel] = False
+                spent.add(group)
+        if len(spent) == len(graph.groups):
+            break
+    return keep
+
+
+def _without(graph: ChannelGraph, removed: NDArray[np.int64]) -> Keep:
+    keep = np.ones(len(graph), dtype=bool)
+    keep[removed] = False
+    return keep
+
+
+def _parameters(graph: ChannelGraph) -> dict[str, int]:
+    return {name: 1 for name in graph.shapes if name in graph.parameters}

@@ -1,0 +1,316 @@
+"""The command line. Torch is imported by the commands that need it, so that looking at runs is quick."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+from blend import __version__
+from blend.errors import BlendError, InputError, Interrupted
+
+DONE, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 3, 130
+
+app = typer.Typer(
+    name="blend",
+    help="Searches a blended pruning criterion for your trained network, your data and your budget.",
+    epilog="Begin with:  blend search digits",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+TaskArgument = Annotated[
+    str, typer.Argument(metavar="TASK", help="Built-in name, package.module:function or path/to/file.py:function.")
+]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or the path of its folder.")]
+RunsDir = Annotated[Path, typer.Option("--runs-dir", metavar="DIR", help="Where run folders are.")]
+Options = Annotated[
+    list[str], typer.Option("-o", "--option", metavar="KEY=VALUE", help="Passed to the task's function; repeatable.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random; tasks with a seed of their own get it, too.")]
+Ignore = Annotated[
+    list[str], typer.Option(metavar="PATTERN", help="Layers whose channels must all stay, like 'head.*'; repeatable.")
+]
+Criteria = Annotated[str, typer.Option(metavar="A,B,C", help="Criteria to blend; a good dozen by default.")]
+Reduction = Annotated[float, typer.Option(metavar="SHARE", help="Share of the cost to remove, in (0, 1).")]
+RUNS = Path("runs")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"blend {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Example:  blend search textures --reduction 0.5 --evaluations 600 --seed 1 --name first")
+def search(
+    task: TaskArgument,
+    reduction: Reduction = 0.5,
+    cost: Annotated[str, typer.Option(help="What is reduced: macs or params.")] = "macs",
+    allocation: Annotated[
+        str, typer.Option(help="global: one ranking over all groups. uniform: the same share of each group.")
+    ] = "global",
+    encoding: Annotated[
+        str, typer.Option(help="cluster: factors per group and cluster. shared: one per criterion for all groups.")
+    ] = "cluster",
+    criteria: Criteria = "",
+    normalisation: Annotated[str, typer.Option(help="Of each criterion inside a group: rank, minmax or z.")] = "rank",
+    clusters: Annotated[str, typer.Option(metavar="K", help="Clusters per group: a number, or silhouette.")] = "3",
+    clustering: Annotated[str, typer.Option(help="agglomerative or kmeans.")] = "agglomerative",
+    fitness: Annotated[
+        str, typer.Option(help="loss, or metric (better at reductions of 0.7 and more), on held-out data.")
+    ] = "loss",
+    population: Annotated[int, typer.Option(help="Candidates per generation.")] = 16,
+    evaluations: Annotated[int, typer.Option(help="Candidates in all.")] = 600,
+    generations: Annotated[int | None, typer.Option(help="Stop after so many generations.")] = None,
+    random_search: Annotated[
+        bool, typer.Option(help="Also spend the same budget on random search, as a control.")
+    ] = True,
+    recalibration_images: Annotated[
+        int, typer.Option(help="Calibration images that BatchNorm is re-estimated on for each candidate.")
+    ] = 256,
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 64,
+    floor: Annotated[float, typer.Option(metavar="SHARE", help="Share of each group that always stays.")] = 0.1,
+    ignore: Ignore = [],  # noqa: B006
+    option: Options = [],  # noqa: B006
+    seed: Seed = 0,
+    workers: Annotated[int | None, typer.Option(help="Worker processes; one per core by default.")] = None,
+    executor: Annotated[str, typer.Option(help="Where evaluations run: local.")] = "local",
+    runs_dir: RunsDir = RUNS,
+    name: Annotated[str | None, typer.Option(help="Name of the run; made of task, reduction and seed.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Search the best blended criterion for a task, and export it with the evidence.
+
+    Scores every filter by every criterion, groups the criteria by rank correlation, and evolves which of them speak
+    with what factor in each layer, judging every candidate by the pruned network's held-out loss. Ctrl-C saves and
+    stops; [bold]blend resume[/] goes on.
+    """
+    from joblib import cpu_count
+
+    from blend.config import parse_options, search_config
+
+    config = search_config(
+        task=task, options=parse_options(option), reduction=reduction, cost=cost, allocation=allocation,
+        encoding=encoding, criteria=_names(criteria), normalisation=normalisation,
+        clusters=int(clusters) if clusters.isdigit() else clusters, clustering=clustering, fitness=fitness,
+        population=population, evaluations=evaluations, generations=generations, random_search=random_search,
+        recalibration_images=recalibration_images, batch_size=batch_size, floor=floor, ignore=tuple(ignore), seed=seed,
+        workers=cpu_count(only_physical_cores=True) if workers is None else workers, executor=executor,
+    )  # fmt: skip
+    folder = runs_dir / (name or _free_name(runs_dir, config.task, reduction, seed))
+
+    from blend.pipeline import start
+
+    _finish(start(config, folder), as_json)
+
+
+@app.command(epilog="Example:  blend resume first")
+def resume(
+    run: RunArgument,
+    workers: Annotated[int | None, typer.Option(help="Worker processes; as before by default.")] = None,
+    runs_dir: RunsDir = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Go on with a run exactly where it was stopped, killed or lost its machine.
+
+    The result is the same as if it had never stopped.
+    """
+    from blend.runs import open_run
+
+    if workers is not None and workers < 1:
+        raise InputError(f"workers must be at least 1, got {workers}")
+    found = open_run(runs_dir, run)
+    found.check_resumable()
+
+    from blend.pipeline import resume as go_on
+
+    _finish(go_on(found, workers), as_json)
+
+
+@app.command("list", epilog="Example:  blend list --runs-dir /data/runs")
+def list_runs(runs_dir: RunsDir = RUNS, as_json: Json = False) -> None:
+    """List all runs, oldest first."""
+    from rich.console import Console
+
+    from blend.report import runs_table, summary
+    from blend.runs import all_runs
+
+    runs = all_runs(runs_dir)
+    if as_json:
+        _print_json([summary(run) for run in runs])
+    elif runs:
+        Console(stderr=True).print(runs_table(runs))
+    else:
+        print(f"no runs in '{runs_dir}'", file=sys.stderr)
+
+
+@app.command(epilog="Example:  blend show first --json")
+def show(run: RunArgument, runs_dir: RunsDir = RUNS, as_json: Json = False) -> None:
+    """Show how far a run is, and what came out: every baseline against the blend."""
+    from blend.report import print_result, summary
+    from blend.runs import open_run
+
+    found = open_run(runs_dir, run)
+    if as_json:
+        _print_json(summary(found))
+    else:
+        print_result(found)
+
+
+@app.command(epilog="Example:  blend stop first && blend resume first")
+def stop(run: RunArgument, runs_dir: RunsDir = RUNS) -> None:
+    """Ask a running run to save and stop after the generation it is in."""
+    from blend.runs import open_run
+
+    found = open_run(runs_dir, run)
+    if found.status != "running":
+        raise InputError(f"run '{found.name}' is not running: it is {found.status}")
+    found.request_stop()
+    print(f"run '{found.name}' will stop after the generation in progress", file=sys.stderr)
+
+
+@app.command(epilog="Example:  blend criteria --json")
+def criteria(as_json: Json = False) -> None:
+    """List every criterion of the registry: family, what it needs, and where it comes from."""
+    from rich.console import Console
+
+    from blend.problem import all_criteria
+    from blend.report import criteria_table
+
+    registered = all_criteria()
+    if as_json:
+        _print_json(
+            [
+                {"name": c.name, "family": c.family, "needs": sorted(c.needs), "reference": c.reference,
+                 "summary": c.summary}
+                for c in registered
+            ]
+        )  # fmt: skip
+    else:
+        Console(stderr=True).print(criteria_table(registered))
+
+
+@app.command(epilog="Example:  blend compare textures --criteria l1,l2,fpgm,taylor_fo")
+def compare(
+    task: TaskArgument,
+    reduction: Reduction = 0.5,
+    criteria: Criteria = "",
+    clusters: Annotated[str, typer.Option(metavar="K", help="Clusters per group: a number, or silhouette.")] = "3",
+    clustering: Annotated[str, typer.Option(help="agglomerative or kmeans.")] = "agglomerative",
+    ignore: Ignore = [],  # noqa: B006
+    option: Options = [],  # noqa: B006
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Tell which criteria say the same on a network, without a search: correlations, clusters, overlap of the tails."""
+    from blend.config import parse_options, search_config
+
+    config = search_config(
+        task=task, options=parse_options(option), reduction=reduction, criteria=_names(criteria), seed=seed,
+        clusters=int(clusters) if clusters.isdigit() else clusters, clustering=clustering, ignore=tuple(ignore),
+    )  # fmt: skip
+
+    from blend.problem import prepare
+    from blend.report import print_redundancy
+    from criteria import redundancy
+
+    problem = prepare(config)
+    report = redundancy(problem.table, problem.clusters, config.reduction)
+    if as_json:
+        _print_json({"task": task, "seed": seed, "reduction": reduction, **report})
+    else:
+        print_redundancy(report)
+
+
+@app.command(epilog="Example:  blend export first my-network.blend.json")
+def export(
+    run: RunArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it.")],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
+    runs_dir: RunsDir = RUNS,
+) -> None:
+    """Write the blended criterion of a finished run to a file for other pruners."""
+    from blend.runs import EXPORT, open_run
+
+    found = open_run(runs_dir, run)
+    source = found.folder / EXPORT
+    if found.status != "finished" or not source.is_file():
+        raise InputError(f"run '{found.name}' has nothing to export yet: it is {found.status}")
+    if file.exists() and not force:
+        raise InputError(f"'{file}' exists; --force overwrites it")
+
+    from blend.blended import BlendedCriterion
+
+    BlendedCriterion.load(source).save(file)
+    print(f"wrote {file}", file=sys.stderr)
+
+
+def main() -> None:
+    """Entry point of the program: maps errors to one line and an exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command and returns its exit code: 0 done, 2 bad input, 3 failed, 130 interrupted."""
+    try:
+        return int(app(arguments, standalone_mode=False) or DONE)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        return BAD_INPUT
+    except click.ClickException as error:
+        return _complain(error.format_message().rstrip("."), BAD_INPUT)
+    except InputError as error:
+        return _complain(error, BAD_INPUT)
+    except (KeyboardInterrupt, click.Abort):
+        return _complain("interrupted", INTERRUPTED)
+    except Interrupted as error:
+        return _complain(error, INTERRUPTED)
+    except BlendError as error:
+        return _complain(error, FAILED)
+
+
+def _complain(reason: object, code: int) -> int:
+    label = "" if code == INTERRUPTED else "error: "
+    print(f"{label}{' '.join(str(reason).split())}", file=sys.stderr)
+    return code
+
+
+def _finish(run: Any, as_json: bool) -> None:
+    from blend.report import print_result, summary
+
+    print_result(run)
+    if as_json:
+        _print_json(summary(run))
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, indent=2))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _free_name(runs_dir: Path, task: str, reduction: float, seed: int) -> str:
+    """A name that says what the run is, with a number where it is taken."""
+    stem = f"{Path(task.rpartition(':')[0] or task).stem}-{reduction:g}-{seed}"
+    names = (stem, *(f"{stem}-{number}" for number in range(2, 1_000_000)))
+    return next(name for name in names if not (runs_dir / name).exists())

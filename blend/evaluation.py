@@ -1,0 +1,215 @@
+"""Judging pruned networks: what a worker needs, where it finds it, and what it answers."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from blend.budget import CostModel
+from blend.pruning import PrunedNetwork, recalibrate, single_thread
+from blend.task import Split, Splits, Task
+from criteria.graph import ChannelGraph, Keep
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How candidates are judged.
+
+    Attributes:
+        cost: What the reduction counts: ``macs`` or ``params``.
+        fitness: ``loss`` (minus the held-out loss) or ``metric``.
+        recalibration_images: Calibration images that BatchNorm statistics are re-estimated on; 0 for none.
+        batch_size: Images per forward pass.
+    """
+
+    cost: str = "macs"
+    fitness: str = "loss"
+    recalibration_images: int = 256
+    batch_size: int = 64
+
+
+def pack(keep: Keep) -> bytes:
+    """A keep mask as bytes, eight channels each: a candidate's phenotype."""
+    return np.packbits(keep).tobytes()
+
+
+def unpack(phenotype: bytes, channels: int) -> Keep:
+    """The keep mask of a phenotype."""
+    return np.unpackbits(np.frombuffer(phenotype, dtype=np.uint8), count=channels).astype(bool)
+
+
+class Judge:
+    """Prunes, recalibrates and measures candidates, one after the other, on one core.
+
+    Args:
+        model: The unpruned network.
+        graph: Its channel graph.
+        loss: The task's loss, a mean over the batch.
+        metric: The task's metric, one value per example.
+        calibration: Inputs for recalibration.
+        settings: How candidates are judged.
+    """
+
+    def __init__(
+        self, model: nn.Module, graph: ChannelGraph, loss: Loss, metric: Loss, calibration: Tensor, settings: Settings
+    ) -> None:
+        self.network = PrunedNetwork(_fast_layout(model, calibration), graph)
+        self.graph = graph
+        self.loss = loss
+        self.metric = metric
+        self.calibration = calibration
+        self.settings = settings
+        self.cost = CostModel(graph, settings.cost)
+
+    def judge(self, keep: Keep, split: Split) -> dict[str, Any]:
+        """Fitness, loss, metric and cost of one candidate on a split.
+
+        Args:
+            keep: The channels that stay.
+            split: Held-out data during a search.
+
+        Returns:
+            ``fitness``, ``loss``, ``metric``, ``cost`` and ``reduction``, plain numbers.
+        """
+        loss, values = self.measure(keep, split)
+        metric = float(values.mean())
+        cost = self.cost(keep)
+        fitness = -loss if self.settings.fitness == "loss" else metric
+        return {
+            "fitness": fitness,
+            "loss": loss,
+            "metric": metric,
+            "cost": cost,
+            "reduction": 1.0 - cost / self.cost.full,
+        }
+
+    def measure(self, keep: Keep, split: Split) -> tuple[float, NDArray[np.float64]]:
+        """Mean loss and the metric's value of every example, after recalibration.
+
+        A mask that keeps everything stands for the unpruned network, which is measured as it is.
+        """
+        with single_thread(), torch.no_grad():
+            network = self.network.prune(keep)
+            if not keep.all():
+                # Between slicing and recalibration is the place for a step that compensates the consumers' weights.
+                recalibrate(network, self._recalibration_batches())
+            losses, values = [], []
+            for inputs, targets in split.batches(self.settings.batch_size):
+                outputs = network(inputs)
+                losses.append(float(self.loss(outputs, targets)) * len(inputs))
+                values.append(self.metric(outputs, targets).double().numpy())
+        return math.fsum(losses) / len(split), np.concatenate(values)
+
+    def _recalibration_batches(self) -> Iterator[Tensor]:
+        images, size = self.calibration[: self.settings.recalibration_images], self.settings.batch_size
+        for start in range(0, len(images), size):
+            yield images[start : start + size]
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The scratch folder through which workers get the network and the data: each loads it once, memory-mapped.
+
+    It is written anew by the process that drives the run each time a search starts or is resumed, is read by this
+    run's workers only, and is gone when the run ends; nothing else ever loads it.
+
+    Attributes:
+        folder: Where it is.
+        token: Tells this writing from earlier ones, so that a living worker does not use an old network.
+    """
+
+    folder: str
+    token: str
+
+    def write(self, task: Task, graph: ChannelGraph, splits: Splits, settings: Settings) -> None:
+        """Puts down everything that :meth:`judge` needs."""
+        folder = Path(self.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        calibration = splits.calibration.inputs[: max(settings.recalibration_images, 1)]
+        for name, tensor in {
+            "calibration": calibration,
+            "heldout-inputs": splits.heldout.inputs,
+            "heldout-targets": splits.heldout.targets,
+            "test-inputs": splits.test.inputs,
+            "test-targets": splits.test.targets,
+        }.items():
+            np.save(folder / f"{name}.npy", _stored(tensor))
+        with (folder / "judge.pickle").open("wb") as file:
+            cloudpickle.dump((task.model, graph, task.loss, task.metric, settings), file)
+
+    def judge(self) -> Judge:
+        """This process' judge; loaded at the first call."""
+        return _load_judge(self)
+
+    def split(self, name: str) -> Split:
+        """A split (``heldout`` or ``test``), memory-mapped."""
+        return _load_split(self, name)
+
+
+@dataclass(frozen=True)
+class HeldoutEvaluation:
+    """What workers run during a search: a phenotype in, a small dictionary out."""
+
+    workspace: Workspace
+
+    def __call__(self, phenotype: bytes) -> dict[str, Any]:
+        """Judges one candidate on held-out data."""
+        judge = self.workspace.judge()
+        return judge.judge(unpack(phenotype, len(judge.graph)), self.workspace.split("heldout"))
+
+
+@dataclass(frozen=True)
+class TestEvaluation:
+    """What workers run once, after the search: the metric of every test example."""
+
+    __test__ = False  # the name is the field's word, not a test case
+
+    workspace: Workspace
+
+    def __call__(self, phenotype: bytes) -> NDArray[np.float64]:
+        """The metric's value for each test example, shape (examples,)."""
+        judge = self.workspace.judge()
+        return judge.measure(unpack(phenotype, len(judge.graph)), self.workspace.split("test"))[1]
+
+
+@lru_cache(maxsize=1)
+def _load_judge(workspace: Workspace) -> Judge:
+    with (Path(workspace.folder) / "judge.pickle").open("rb") as file:
+        model, graph, loss, metric, settings = pickle.load(file)
+    return Judge(model, graph, loss, metric, _loaded(workspace, "calibration"), settings)
+
+
+@lru_cache(maxsize=2)
+def _load_split(workspace: Workspace, name: str) -> Split:
+    return Split(_loaded(workspace, f"{name}-inputs"), _loaded(workspace, f"{name}-targets"), name)
+
+
+def _stored(tensor: Tensor) -> NDArray[Any]:
+    """Images with the channels last, which is how convolutions on a CPU read them fastest."""
+    tensor = tensor.detach().cpu()
+    return (tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor).contiguous().numpy()
+
+
+def _loaded(workspace: Workspace, name: str) -> Tensor:
+    # Copy-on-write: all workers share the pages of the file, and torch may have its writable array.
+    tensor = torch.from_numpy(np.load(Path(workspace.folder) / f"{name}.npy", mmap_mode="c"))
+    return tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor
+
+
+def _fast_layout(model: nn.Module, inputs: Tensor) -> nn.Module:
+    if inputs.ndim == 4:
+        return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return model

@@ -1,0 +1,67 @@
+"""The evidence: by how much the blend wins or loses on data that no search has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+RESAMPLES = 5_000
+
+
+def verdict(contenders: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
+    """Holds the blend against the strongest single criterion.
+
+    The opponent is the one that does best *on the very split that is reported*: the best on held-out data for the
+    held-out margin, the best on test data for the test margin. That is harder to beat than what a user could have
+    chosen without looking at the test data.
+
+    Args:
+        contenders: The unpruned network, the blend and all baselines, each with ``name``, ``kind``, ``allocation``,
+            ``fitness``, ``heldout_metric``, ``test_metric``, ``reduction``, ``cost``, ``note`` and ``examples``, the
+            metric's value for every test example.
+        seed: For the bootstrap.
+
+    Returns:
+        ``unpruned``, ``best``, ``baselines``, ``margin`` and ``achieved_reduction`` as plain data.
+    """
+    unpruned = next(c for c in contenders if c["kind"] == "unpruned")
+    blend = next(c for c in contenders if c["kind"] == "blend")
+    singles = [c for c in contenders if c["kind"] == "single"]
+    chosen = max(singles, key=lambda c: c["heldout_metric"])
+    strongest = max(singles, key=lambda c: c["test_metric"])
+    low, high = paired_interval(blend["examples"] - strongest["examples"], seed)
+    return {
+        "unpruned": {key: unpruned[key] for key in ("heldout_metric", "test_metric", "cost")},
+        "best": _plain(blend),
+        "baselines": [_plain(c) for c in contenders if c["kind"] not in ("unpruned", "blend")],
+        "margin": {
+            "heldout": blend["heldout_metric"] - chosen["heldout_metric"],
+            "heldout_over": _title(chosen),
+            "test": blend["test_metric"] - strongest["test_metric"],
+            "test_over": _title(strongest),
+            "test_ci95": [low, high],
+        },
+        "achieved_reduction": blend["reduction"],
+    }
+
+
+def paired_interval(differences: NDArray[np.float64], seed: int) -> tuple[float, float]:
+    """A 95 % percentile bootstrap interval of the mean of paired differences, shape (examples,)."""
+    if np.ptp(differences) == 0.0:
+        return float(differences[0]), float(differences[0])
+    interval = stats.bootstrap(
+        (differences,), np.mean, n_resamples=RESAMPLES, batch=250, method="percentile", rng=np.random.default_rng(seed)
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def _plain(contender: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in contender.items() if key != "examples"}
+
+
+def _title(contender: dict[str, Any]) -> str:
+    return f"{contender['name']} ({contender['allocation']})"

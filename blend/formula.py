@@ -1,0 +1,83 @@
+"""The blended criterion as a formula: which criterion counts how much in each group, and the group's offset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blend.errors import InputError
+from criteria.graph import ChannelGraph, Keep
+from criteria.scores import Normalisation, ScoreTable, normalise
+
+
+@dataclass(frozen=True)
+class GroupFormula:
+    """How one group's channels are scored.
+
+    Attributes:
+        factors: Calibration factor of each criterion that speaks; positive, and normalised to sum 1, because only
+            their proportions matter.
+        offset: Lifts or lowers the whole group in the global ranking, in shares of the group: with an offset of 0.1
+            the group gives 10 percentage points fewer of its channels than a group with offset 0.
+    """
+
+    factors: tuple[tuple[str, float], ...]
+    offset: float = 0.0
+
+
+Formula = Mapping[str, GroupFormula]
+
+
+def normalised(factors: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+    """Drops the factors that are zero and scales the others to sum 1; all zero means all equal."""
+    speaking = {name: factor for name, factor in factors.items() if factor > 0.0} or dict.fromkeys(factors, 1.0)
+    total = sum(speaking.values())
+    return tuple((name, factor / total) for name, factor in speaking.items())
+
+
+class Blender:
+    r"""Turns formulas into calibrated scores over one score table.
+
+    .. math:: s_g = o_g + \operatorname{rank}\Big(\sum_k f_{gk}\, \operatorname{norm}(c_{gk})\Big)
+
+    The outer rank lies in (0, 1) and is spread evenly, so that the factors decide *which* channels of a group go and
+    the offset alone decides *how many*: equal offsets take the same share of every group.
+
+    Args:
+        table: Scores of all criteria in all groups.
+        normalisation: ``rank``, ``minmax`` or ``z``, applied to each criterion's scores inside a group.
+    """
+
+    def __init__(self, table: ScoreTable, normalisation: Normalisation = "rank") -> None:
+        self.table = table
+        self.normalisation = normalisation
+        self._parts: dict[tuple[str, str], NDArray[np.float64]] = {}
+
+    def scores(self, formula: Formula) -> dict[str, NDArray[np.float64]]:
+        """The calibrated scores of every group in the formula, each of shape (channels,); comparable across groups."""
+        return {group: self._score(group, part) for group, part in formula.items()}
+
+    def normalised_part(self, criterion: str, group: str) -> NDArray[np.float64]:
+        """One criterion's normalised scores in a group, before any factor."""
+        if (criterion, group) not in self._parts:
+            scores = self.table.get(criterion, group)
+            if scores is None:
+                raise InputError(f"criterion '{criterion}' has no usable scores in group '{group}'")
+            self._parts[criterion, group] = normalise(scores, self.normalisation)
+        return self._parts[criterion, group]
+
+    def _score(self, group: str, part: GroupFormula) -> NDArray[np.float64]:
+        total = sum(factor * self.normalised_part(name, group) for name, factor in part.factors)
+        return part.offset + normalise(np.asarray(total, dtype=np.float64), "rank")
+
+
+def reproducing_offsets(graph: ChannelGraph, keep: Keep) -> dict[str, float]:
+    """Offsets with which a formula takes exactly as many channels of each group as a mask does.
+
+    A group of n channels that loses k of them gets -k/n: its first k ranks fall below zero, the others stay above. The
+    mask must be minimal, as those of :func:`blend.budget.keep_mask` are; then the ranking stops at the very same one.
+    """
+    return {group.name: -float(np.sum(~part)) / group.size for group, part in graph.split(keep)}

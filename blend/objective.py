@@ -1,0 +1,40 @@
+"""The objective of a search: from a genome to the keep mask it stands for, and to its fitness."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from blend.budget import CostModel, keep_mask
+from blend.encoding import Encoding
+from blend.evaluation import HeldoutEvaluation, pack
+from blend.formula import Blender
+from criteria.graph import ChannelGraph
+
+
+@dataclass(frozen=True)
+class BlendObjective:
+    """Decode, blend, allocate: what happens to a genome before a network is sliced.
+
+    Attributes:
+        encoding: What the genes mean.
+        blender: Makes calibrated scores of a formula.
+        graph: The channel graph.
+        cost: What the reduction counts.
+        floor: Channels that stay in each group.
+        reduction: The requested share.
+        evaluate: Phenotype to answer, in a worker.
+    """
+
+    encoding: Encoding
+    blender: Blender
+    graph: ChannelGraph
+    cost: CostModel
+    floor: Mapping[str, int]
+    reduction: float
+    evaluate: HeldoutEvaluation
+
+    def phenotype(self, genome: Sequence[float]) -> bytes:
+        """The packed keep mask of a genome. Genomes with the same mask are the same candidate."""
+        scores = self.blender.scores(self.encoding.decode(genome))
+        return pack(keep_mask(self.graph, scores, self.reduction, self.cost, self.floor))

@@ -1,0 +1,260 @@
+"""The order of a run: collect, score, cluster, search, select, test, export; and how a stopped run goes on."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from blend.config import SearchConfig
+from blend.errors import BlendError, InputError
+from blend.evaluation import HeldoutEvaluation, Settings, TestEvaluation, Workspace, pack
+from blend.evidence import verdict
+from blend.export import blended_criterion
+from blend.objective import BlendObjective
+from blend.plots import draw_result
+from blend.problem import Problem, prepare
+from blend.progress import progress, say
+from blend.runs import EXPORT, FIGURE, SCORES, WORK, Run, check_free
+from blend.signals import Interruption
+from search.archive import Archive, Evaluation
+from search.errors import SearchError
+from search.evolution import Evolution
+from search.executor import Executor, Failure, LocalExecutor
+from search.loop import search
+from search.random_search import RandomSearch
+from search.strategy import Strategy
+
+COLLAPSE = 0.25  # below this share of the way from chance to the unpruned metric, the loss misleads
+
+
+def start(config: SearchConfig, folder: Path) -> Run:
+    """Runs a search from the beginning to the exported file.
+
+    The run folder appears once everything that bad input could break has been checked.
+
+    Raises:
+        InputError: If something given is wrong; no folder is left then.
+        Interrupted: If the run was stopped; its state is saved.
+    """
+    check_free(folder)
+    problem = prepare(config)
+    problem.check_reachable()
+    run = Run.create(folder, config)
+    with run.writing():
+        problem.table.save(run.folder / SCORES)
+        run.commit({"status": "running", "identity": problem.identity, "unpruned_cost": problem.cost.full})
+        _Execution(run, problem, config.workers).go()
+    return run
+
+
+def resume(run: Run, workers: int | None = None) -> Run:
+    """Goes on with a run that was stopped or whose process is gone, exactly where its last commit was.
+
+    Raises:
+        InputError: If it is running or finished, or the task is not what it was.
+    """
+    run.check_resumable()
+    with run.writing():
+        problem = prepare(run.config, run.folder / SCORES)
+        for what, digest in problem.identity.items():
+            if run.get("identity")[what] != digest:
+                raise InputError(f"run '{run.name}' cannot go on: the task's {what} is not what the run began with")
+        run.commit({"status": "running"})
+        _Execution(run, problem, workers or run.config.workers).go()
+    return run
+
+
+class _Execution:
+    """One process' work on a run. Every stage leaves its result in the folder and is skipped when it is there."""
+
+    def __init__(self, run: Run, problem: Problem, workers: int) -> None:
+        self.run = run
+        self.problem = problem
+        self.config = problem.config
+        self.workers = workers
+        self.archive = Archive(run.evaluations())
+        self.started = time.monotonic() - float(run.get("seconds", 0.0))
+        self.workspace = Workspace(str((run.folder / WORK).resolve()), token=f"{os.getpid()}-{time.time_ns()}")
+        self.objective = BlendObjective(
+            problem.encoding, problem.blender, problem.graph, problem.cost, problem.floor, self.config.reduction,
+            HeldoutEvaluation(self.workspace),
+        )  # fmt: skip
+
+    def go(self) -> None:
+        """Every stage in order."""
+        settings = Settings(
+            self.config.cost, self.config.fitness, self.config.recalibration_images, self.config.batch_size
+        )
+        self.workspace.write(self.problem.task, self.problem.graph, self.problem.splits, settings)
+        with Interruption(self.run) as interruption, LocalExecutor(self.workers) as executor:
+            try:
+                self._baselines(executor)
+                interruption.check()
+                self._search("search", executor, interruption)
+                if self.config.random_search:
+                    self._search("random", executor, interruption)
+                self._test(executor)
+            except KeyboardInterrupt:
+                raise interruption.at_once() from None
+            except BlendError as error:
+                self.run.commit({"status": interruption.status_after(error), "error": str(error)})
+                raise
+        self._export()
+
+    def _baselines(self, executor: Executor) -> None:
+        """Judges the unpruned network and all opponents on held-out data."""
+        if self.archive.history("baseline"):
+            return
+        whole = np.ones(len(self.problem.graph), dtype=bool)
+        masks = [whole, *(mask for baseline in self.problem.baselines for mask in baseline.masks)]
+        phenotypes = [pack(mask) for mask in masks]
+        answers = _run_all("baselines", self.objective.evaluate, phenotypes, executor)
+        evaluations = [
+            Evaluation(
+                number=number, phase="baseline", generation=0, genome=None, phenotype=phenotype,
+                fitness=answer["fitness"], details=answer, seconds=0.0, cached=False, error=None,
+            )
+            for number, (phenotype, answer) in enumerate(zip(phenotypes, answers, strict=True), len(self.archive))
+        ]  # fmt: skip
+        for evaluation in evaluations:
+            self.archive.add(evaluation)
+        self.run.commit(self._clock(), evaluations)
+        self._warn_of_collapse()
+
+    def _search(self, phase: str, executor: Executor, interruption: Interruption) -> None:
+        """Evolution, or random search as its control, until the budget is spent."""
+        strategy = self._strategy(phase)
+        state = self.run.get(f"{phase}-state")
+        if state is not None:
+            strategy.load_state_dict(state)
+        done = shown = len(self.archive.history(phase))
+        title = "search" if phase == "search" else "random search (control)"
+        with progress(title, self.config.evaluations, done) as bar:
+
+            def show(done_now: int, total: int, answer: dict[str, Any], phase: str) -> None:
+                nonlocal shown
+                bar.advance(done + done_now - shown, **self._fields(phase, strategy))
+                shown = done + done_now
+
+            def commit(evaluations: Sequence[Evaluation], state: dict[str, Any]) -> None:
+                nonlocal done, shown
+                done += len(evaluations)
+                bar.advance(done - shown, **self._fields(phase, strategy))
+                shown = done
+                self.run.commit({f"{phase}-state": state, **self._clock()}, evaluations)
+
+            try:
+                outcome = search(
+                    strategy, self.objective, self.archive, executor,
+                    phase=phase, evaluations=self.config.evaluations, generations=self.config.generations,
+                    on_evaluation=show, on_generation=commit, should_stop=interruption.requested,
+                )  # fmt: skip
+            except SearchError as error:
+                raise BlendError(str(error)) from error
+        if outcome == "stopped":
+            interruption.check()
+
+    def _clock(self) -> dict[str, Any]:
+        """Seconds that the run has taken up to now, those of earlier processes included."""
+        return {"seconds": round(time.monotonic() - self.started, 3)}
+
+    def _strategy(self, phase: str) -> Strategy:
+        space = self.problem.encoding.space
+        if phase == "random":
+            return RandomSearch(space, population=self.config.population, seed=self.config.seed)
+        seeds = [baseline.genome for baseline in self.problem.baselines if baseline.genome is not None]
+        return Evolution(space, population=self.config.population, seed=self.config.seed, initial=seeds)
+
+    def _fields(self, phase: str, strategy: Strategy) -> dict[str, Any]:
+        best = self.archive.best(phase)
+        fields: dict[str, Any] = {"generation": strategy.generation + 1}
+        if best is not None:
+            fields |= {"fitness": best.fitness, "metric": best.details["metric"]}
+            fields |= {f"diversity ({key})": value for key, value in strategy.diversity().items() if key == "unique"}
+        return fields
+
+    def _warn_of_collapse(self) -> None:
+        """At high reductions recalibrated networks may fall to chance, where the loss says nothing."""
+        unpruned, *rest = (e.details["metric"] for e in self.archive.history("baseline"))
+        chance = 1.0 / max(len(np.unique(self.problem.splits.heldout.targets.numpy())), 1)
+        if self.config.fitness == "loss" and max(rest) < chance + COLLAPSE * (unpruned - chance):
+            say(
+                f"warning: at reduction {self.config.reduction:g} even the best baseline falls to {max(rest):.3f} "
+                f"(unpruned {unpruned:.3f}); the loss misleads there: consider --fitness metric"
+            )
+
+    def _test(self, executor: Executor) -> None:
+        """Opens the test split, once: for the blend and everything that it is compared with."""
+        if self.run.get("result") is not None:
+            return
+        contenders = self._contenders()
+        phenotypes = list(dict.fromkeys(p for contender in contenders for p in contender["phenotypes"]))
+        answers = _run_all("test", TestEvaluation(self.workspace), phenotypes, executor)
+        values = dict(zip(phenotypes, answers, strict=True))
+        for contender in contenders:
+            examples = np.mean([values[p] for p in contender.pop("phenotypes")], axis=0)
+            contender["test_metric"] = float(examples.mean())
+            contender["examples"] = examples
+        self.run.commit({"result": verdict(contenders, self.config.seed), **self._clock()})
+
+    def _contenders(self) -> list[dict[str, Any]]:
+        """The unpruned network, the blend, every baseline and random search, with their held-out results."""
+        judged = {e.phenotype: e for e in self.archive.history("baseline")}
+        whole = pack(np.ones(len(self.problem.graph), dtype=bool))
+        contenders = [_contender("unpruned", "unpruned", "", [judged[whole]])]
+        contenders += [_contender("blend", "blend", self.config.allocation, [self._best("search")])]
+        for baseline in self.problem.baselines:
+            evaluations = [judged[pack(mask)] for mask in baseline.masks]
+            contenders += [_contender(baseline.name, baseline.kind, baseline.allocation, evaluations, baseline.note)]
+        if self.config.random_search:
+            best = self._best("random")
+            contenders += [_contender("random-search", "random_search", self.config.allocation, [best])]
+        return contenders
+
+    def _best(self, phase: str) -> Evaluation:
+        best = self.archive.best(phase)
+        if best is None or best.genome is None:
+            raise BlendError(f"the {phase} has no valid candidate")
+        return best
+
+    def _export(self) -> None:
+        """Writes the blended criterion and the figure, and closes the run."""
+        criterion = blended_criterion(self.problem, self._best("search"), self.run.get("result"))
+        criterion.save(self.run.folder / EXPORT)
+        draw_result(self.run, self.run.folder / FIGURE)
+        self.run.commit({"status": "finished"})
+
+
+def _run_all(
+    title: str, function: Callable[[bytes], Any], phenotypes: Sequence[bytes], executor: Executor
+) -> list[Any]:
+    """Runs a function over phenotypes in the workers; every answer must come."""
+    answers: dict[int, Any] = {}
+    with progress(title, len(phenotypes)) as bar:
+        for index, answer in executor.run(function, phenotypes):
+            if isinstance(answer, Failure):
+                raise BlendError(f"a candidate of the {title} could not be judged: {answer.reason}")
+            answers[index] = answer
+            bar.advance(1)
+    return [answers[index] for index in range(len(phenotypes))]
+
+
+def _contender(
+    name: str, kind: str, allocation: str, evaluations: Sequence[Evaluation], note: str = ""
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "kind": kind,
+        "allocation": allocation,
+        "fitness": float(np.mean([e.fitness for e in evaluations])),
+        "heldout_metric": float(np.mean([e.details["metric"] for e in evaluations])),
+        "reduction": float(np.mean([e.details["reduction"] for e in evaluations])),
+        "cost": float(np.mean([e.details["cost"] for e in evaluations])),
+        "note": note,
+        "phenotypes": [e.phenotype for e in evaluations],
+    }

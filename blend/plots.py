@@ -1,0 +1,54 @@
+"""The picture of a result: how the search went, and how everything compares on test data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from blend.runs import Run
+
+_BLEND, _RANDOM, _SINGLE, _OTHER = "#1b7837", "#999999", "#4575b4", "#bdbdbd"
+BARS = 14
+
+
+def draw_result(run: Run, path: Path) -> None:
+    """Draws a finished run: best held-out metric against evaluations, and the strongest contenders on test data."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    course, comparison = figure.subplots(1, 2, width_ratios=(1, 1.1))
+    _draw_course(course, run)
+    _draw_comparison(comparison, run.get("result"))
+    figure.suptitle(f"{run.config.task}, {run.config.reduction:.0%} less {run.config.cost}, after recalibration")
+    figure.savefig(path, dpi=130)
+
+
+def _draw_course(axes: Any, run: Run) -> None:
+    result = run.get("result")
+    for phase, label, colour in (("random", "random search", _RANDOM), ("search", "evolution", _BLEND)):
+        history = [e for e in run.evaluations() if e.phase == phase]
+        if history:
+            leader = np.maximum.accumulate([e.fitness for e in history])
+            metric = {e.fitness: e.details["metric"] for e in history if e.error is None}
+            axes.step(range(1, len(history) + 1), [metric.get(f) for f in leader], color=colour, label=label)
+    single = max(row["heldout_metric"] for row in result["baselines"] if row["kind"] == "single")
+    axes.axhline(single, color=_SINGLE, linestyle="--", linewidth=1, label="best single criterion")
+    axes.axhline(result["unpruned"]["heldout_metric"], color="black", linestyle=":", linewidth=1, label="unpruned")
+    axes.set(xlabel="evaluations", ylabel="held-out metric of the best so far", title="search")
+    axes.legend(frameon=False, loc="lower right")
+
+
+def _draw_comparison(axes: Any, result: dict[str, Any]) -> None:
+    colours = {"blend": _BLEND, "single": _SINGLE}
+    rows = sorted([result["best"], *result["baselines"]], key=lambda row: row["test_metric"])[-BARS:]
+    names = [f"{row['name']} · {row['allocation']}" for row in rows]
+    axes.barh(names, [row["test_metric"] for row in rows], color=[colours.get(row["kind"], _OTHER) for row in rows])
+    for place, row in enumerate(rows):
+        axes.text(row["test_metric"], place, f" {row['test_metric']:.3f}", va="center", fontsize=8)
+    axes.axvline(result["unpruned"]["test_metric"], color="black", linestyle=":", linewidth=1)
+    axes.set(title=f"test metric, the best {len(rows)} of {1 + len(result['baselines'])}")
+    axes.spines[["top", "right"]].set_visible(False)

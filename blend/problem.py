@@ -1,0 +1,156 @@
+"""The problem that a search is about: a task, checked, with its channels, scores and clusters."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from torch import nn
+
+from blend.baselines import Baseline, Contest
+from blend.budget import ALLOCATIONS, CostModel, floors, keep_mask
+from blend.config import SearchConfig
+from blend.encoding import ClusterEncoding, Clusters, Encoding, SharedEncoding
+from blend.errors import InputError
+from blend.formula import Blender
+from blend.progress import progress, say
+from blend.pruning import check_slicing
+from blend.task import Splits, Task, check_task, load_task
+from criteria import CRITERIA, ChannelGraph, Criterion, CriterionError, ScoreTable, cluster, collect, score_table
+
+DEFAULT_CRITERIA = (
+    "l1", "l2", "fpgm", "bn_scale", "taylor_l1", "taylor_l2", "taylor_fo", "fisher", "obd",
+    "mean_activation", "apoz", "hrank",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A task, checked, with its channels, scores and clusters: all that is known before a search."""
+
+    config: SearchConfig
+    task: Task
+    splits: Splits
+    graph: ChannelGraph
+    table: ScoreTable
+    clusters: Clusters
+
+    @cached_property
+    def blender(self) -> Blender:
+        """Makes calibrated scores."""
+        return Blender(self.table, self.config.normalisation)
+
+    @cached_property
+    def cost(self) -> CostModel:
+        """Counts what the reduction is about."""
+        return CostModel(self.graph, self.config.cost)
+
+    @cached_property
+    def floor(self) -> dict[str, int]:
+        """Channels that stay in each group."""
+        return floors(self.graph, self.config.floor)
+
+    @cached_property
+    def encoding(self) -> Encoding:
+        """What the genes mean."""
+        offsets = self.config.allocation == "global"
+        if self.config.encoding == "shared":
+            return SharedEncoding(self.table, tuple(self.clusters), offsets)
+        return ClusterEncoding(self.clusters, offsets)
+
+    @cached_property
+    def baselines(self) -> list[Baseline]:
+        """The opponents."""
+        contest = Contest(
+            self.graph, self.table, self.clusters, self.encoding, self.blender, self.cost, self.floor,
+            self.config.reduction, ALLOCATIONS[::-1], self.config.seed,
+        )  # fmt: skip
+        return contest.baselines()
+
+    def check_reachable(self) -> None:
+        """Refuses a reduction that the floors make impossible.
+
+        Raises:
+            InputError: Saying the largest possible one.
+        """
+        any_scores = self.blender.scores(self.encoding.decode([0.0] * len(self.encoding.space)))
+        keep_mask(self.graph, any_scores, self.config.reduction, self.cost, self.floor)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Hashes that tell whether a resumed run still has the network and the data that it began with."""
+        return {
+            "layout": self.graph.fingerprint,
+            "weights": weight_hash(self.task.model),
+            **{split.name: split.fingerprint() for split in self.splits},
+        }
+
+
+def prepare(config: SearchConfig, scores: Path | None = None) -> Problem:
+    """Loads and checks a task, scores its channels by every criterion and clusters the criteria.
+
+    Args:
+        config: What was asked for.
+        scores: A score table that was computed before; nothing is collected then.
+
+    Raises:
+        InputError: If a criterion is unknown or does not apply, or the task cannot be pruned as it is.
+    """
+    with _criterion_errors():
+        criteria = [CRITERIA.get(name) for name in config.criteria or DEFAULT_CRITERIA]
+        task = load_task(config.task, config.options, config.seed)
+        splits = check_task(task)
+        graph = ChannelGraph.build(task.model, task.example_input, (*task.ignore, *config.ignore))
+        check_slicing(task.model, graph, task.example_input)
+        table = ScoreTable.load(scores) if scores else _score(task, splits, graph, criteria, config)
+        clusters = {
+            group.name: cluster(table, group.name, k=config.clusters, method=config.clustering, seed=config.seed)
+            for group in graph.groups
+            if table.usable(group.name)
+        }
+    if not clusters:
+        raise InputError("no criterion can rank the channels of any group: choose other criteria")
+    return Problem(config, task, splits, graph, table, clusters)
+
+
+def all_criteria() -> list[Criterion]:
+    """Every criterion of the registry, those of other packages included."""
+    with _criterion_errors():
+        return list(CRITERIA)
+
+
+@contextmanager
+def _criterion_errors() -> Iterator[None]:
+    try:
+        yield
+    except CriterionError as error:
+        raise InputError(str(error)) from error
+
+
+def weight_hash(model: nn.Module) -> str:
+    """Hash of all parameters and buffers of a network."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).double().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _score(
+    task: Task, splits: Splits, graph: ChannelGraph, criteria: Sequence[Criterion], config: SearchConfig
+) -> ScoreTable:
+    needs = frozenset[str]().union(*(criterion.needs for criterion in criteria))
+    total = math.ceil(len(splits.calibration) / config.batch_size)
+    with progress("collecting statistics", total) as bar:
+        batches = splits.calibration.batches(config.batch_size)
+        stats = collect(
+            task.model, graph, batches, task.loss, needs, seed=config.seed, on_batch=lambda *_: bar.advance(1)
+        )
+    table = score_table(stats, criteria)
+    for note in table.notes:
+        say(f"note: {note.criterion} in {note.group}: {note.reason}")
+    return table

@@ -1,0 +1,164 @@
+"""What a run has to say: a summary as plain data, and tables for people. Reads run folders only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from blend.runs import Run
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """Everything about a run that a program may want to know; the keys are a promise."""
+    config, counts, result = run.config, run.counts(), run.get("result")
+    best = run.best("search")
+    generations = config.generations or math.ceil(config.evaluations / config.population)
+    return {
+        "id": run.name,
+        "status": run.status,
+        "task": config.task,
+        "options": config.options,
+        "seed": config.seed,
+        "reduction": config.reduction,
+        "achieved_reduction": result["achieved_reduction"] if result else (best.details["reduction"] if best else None),
+        "cost": {
+            "kind": config.cost,
+            "unpruned": run.get("unpruned_cost"),
+            "pruned": best.details["cost"] if best else None,
+        },
+        "generation": counts["generations_done"],
+        "generations": max(generations, counts["generations_done"]),
+        "evaluations": counts["evaluations"],
+        "unique_evaluations": counts["unique_evaluations"],
+        "seconds": run.get("seconds", 0.0),
+        "best": {
+            "fitness": best.fitness if best else None,
+            "heldout_metric": best.details["metric"] if best else None,
+            "test_metric": result["best"]["test_metric"] if result else None,
+        },
+        "baselines": result["baselines"] if result else [],
+        "unpruned": result["unpruned"] if result else None,
+        "margin": result["margin"] if result else None,
+        "artefacts": {path.name: str(path) for path in run.artefacts()},
+        "error": run.get("error"),
+    }
+
+
+def print_result(run: Run) -> None:
+    """The table of all baselines and the blend, best test result first, and the verdict in words."""
+    about = summary(run)
+    console = Console(stderr=True, highlight=False)
+    if about["margin"] is not None:
+        console.print(_comparison(run, about))
+        console.print(verdict_in_words(about), soft_wrap=True)
+    else:
+        console.print(_progress_in_words(about), soft_wrap=True)
+    for path in about["artefacts"].values():
+        console.print(f"  {path}", soft_wrap=True)
+
+
+def verdict_in_words(about: dict[str, Any]) -> str:
+    """Two sentences: by how much the blend wins or loses, and how much was removed."""
+    margin = about["margin"]
+    low, high = (100 * bound for bound in margin["test_ci95"])
+    verb = "wins" if margin["test"] > 0 else "does not win"
+    sure = "" if low > 0 or high < 0 else "; the interval includes zero, so this is no proof"
+    return (
+        f"The blend {verb}: {100 * margin['test']:+.1f} points on test data against the strongest single criterion "
+        f"there, {margin['test_over']} (95 % interval {low:+.1f} … {high:+.1f}{sure}); {100 * margin['heldout']:+.1f} "
+        f"on held-out data against {margin['heldout_over']}.\n"
+        f"Achieved reduction: {about['achieved_reduction']:.4f} of {about['cost']['kind']} "
+        f"(requested {about['reduction']:g}); {about['evaluations']} evaluations, "
+        f"{about['unique_evaluations']} different networks, {about['seconds']:.0f} s."
+    )
+
+
+def runs_table(runs: list[Run]) -> Table:
+    """One line a run."""
+    table = Table(box=None, header_style="bold")
+    for column in ("run", "task", "status", "reduction", "generation", "evaluations", "held-out", "test", "margin"):
+        table.add_column(column, justify="left" if column in ("run", "task", "status") else "right")
+    for about in map(summary, runs):
+        margin = about["margin"]
+        table.add_row(
+            about["id"], about["task"], about["status"], f"{about['reduction']:g}",
+            f"{about['generation']}/{about['generations']}", str(about["evaluations"]),
+            _number(about["best"]["heldout_metric"]), _number(about["best"]["test_metric"]),
+            f"{100 * margin['test']:+.1f}" if margin else "",
+        )  # fmt: skip
+    return table
+
+
+def criteria_table(criteria: Iterable[Any]) -> Table:
+    """One line a criterion."""
+    table = Table(box=None, header_style="bold")
+    for column in ("name", "family", "needs", "reference"):
+        table.add_column(column, overflow="fold")
+    for criterion in criteria:
+        table.add_row(criterion.name, criterion.family, ", ".join(sorted(criterion.needs)), criterion.reference)
+    return table
+
+
+def print_redundancy(report: dict[str, Any]) -> None:
+    """The mean rank correlations as a matrix, and the clusters of every group."""
+    console = Console(stderr=True, highlight=False)
+    names = report["criteria"]
+    matrix = Table(title="mean Spearman rank correlation over all groups", box=None)
+    for column in ("", *names):
+        matrix.add_column(column, justify="right", overflow="fold")
+    for name, row in zip(names, report["mean_spearman"], strict=True):
+        matrix.add_row(name, *(_shade(rho) for rho in row))
+    console.print(matrix)
+    clusters = Table(title="clusters (the medoid, which speaks for the others, first)", box=None)
+    clusters.add_column("group")
+    clusters.add_column("clusters", overflow="fold")
+    for name, group in report["groups"].items():
+        clusters.add_row(name, "  |  ".join(", ".join(c["criteria"]) for c in group["clusters"]))
+    console.print(clusters)
+    for note in report["notes"]:
+        console.print(f"note: {note['criterion']} in {note['group']}: {note['reason']}", soft_wrap=True)
+
+
+def _shade(rho: float | None) -> str:
+    if rho is None or math.isnan(rho):
+        return "–"
+    colour = "green" if rho > 0.8 else "red" if rho < 0.2 else "default"
+    return f"[{colour}]{rho:.2f}[/]"
+
+
+def _comparison(run: Run, about: dict[str, Any]) -> Table:
+    result = run.get("result")
+    title = f"{about['id']}: {about['task']} with {about['reduction']:g} of its {about['cost']['kind']} removed"
+    table = Table(title=title, box=None)
+    for column in ("criterion", "allocation", "reduction", "fitness", "held-out", "test", ""):
+        table.add_column(column, justify="left" if column in ("criterion", "allocation", "") else "right")
+    rows = [{**result["best"], "style": "bold green"}, *result["baselines"]]
+    for row in sorted(rows, key=lambda row: -row["test_metric"]):
+        table.add_row(
+            row["name"], row["allocation"], f"{row['reduction']:.4f}", f"{row['fitness']:.4f}",
+            _number(row["heldout_metric"]), _number(row["test_metric"]), row["note"], style=row.get("style"),
+        )  # fmt: skip
+    unpruned = result["unpruned"]
+    table.add_section()
+    table.add_row(
+        "unpruned", "", "0", "", _number(unpruned["heldout_metric"]), _number(unpruned["test_metric"]), "", style="dim"
+    )
+    return table
+
+
+def _progress_in_words(about: dict[str, Any]) -> str:
+    best = about["best"]
+    so_far = f"best held-out metric so far {best['heldout_metric']:.4f}" if best["heldout_metric"] is not None else ""
+    reason = f": {about['error']}" if about["error"] else ""
+    return (
+        f"{about['id']} is {about['status']}{reason}. Generation {about['generation']} of {about['generations']}, "
+        f"{about['evaluations']} evaluations; {so_far}"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

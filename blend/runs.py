@@ -1,0 +1,267 @@
+"""The run folder and its database: a run's whole truth, written by one process, read by any number.
+
+Nothing here knows of networks, so that looking at runs is quick.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from blend.config import SearchConfig
+from blend.errors import BlendError, InputError, nearest
+from search.archive import Evaluation
+
+SCHEMA = 1
+CONFIG, DATABASE, LOCK, STOP, WORK = "config.json", "run.db", "run.lock", "stop", "work"
+SCORES, EXPORT, FIGURE = "scores.npz", "criterion.blend.json", "result.png"
+
+_TABLES = """
+CREATE TABLE documents (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE evaluations (
+    number INTEGER PRIMARY KEY,
+    phase TEXT NOT NULL,
+    generation INTEGER NOT NULL,
+    genome TEXT,
+    phenotype BLOB NOT NULL,
+    fitness REAL NOT NULL,
+    details TEXT NOT NULL,
+    seconds REAL NOT NULL,
+    cached INTEGER NOT NULL,
+    error TEXT
+);
+"""
+
+
+class Run:
+    """One run folder.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        InputError: If it is not a run folder, or one of a newer version.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not (folder / CONFIG).is_file() or not (folder / DATABASE).is_file():
+            raise InputError(f"'{folder}' is not a run folder: it has no {CONFIG} and {DATABASE}")
+        self.folder = folder
+        self._connection = sqlite3.connect(folder / DATABASE, timeout=30.0, isolation_level=None)
+        self._connection.execute("PRAGMA synchronous=FULL")
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if version != SCHEMA:
+            raise InputError(f"run '{self.name}' has schema version {version}, this software reads version {SCHEMA}")
+
+    @classmethod
+    def create(cls, folder: Path, config: SearchConfig) -> Run:
+        """Makes a run folder; it appears under its name only when it is whole.
+
+        Raises:
+            InputError: If the folder exists or cannot be written.
+        """
+        check_free(folder)
+        draft = folder.with_name(f".{folder.name}.{os.getpid()}.draft")
+        try:
+            draft.mkdir(parents=True)
+            (draft / CONFIG).write_text(config.model_dump_json(indent=2) + "\n")
+            connection = sqlite3.connect(draft / DATABASE, isolation_level=None)
+            # Many readers beside one writer; where shared memory is missing (network file systems) SQLite keeps to
+            # the rollback journal by itself.
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.executescript(f"{_TABLES} PRAGMA user_version={SCHEMA};")
+            connection.close()
+            draft.rename(folder)
+        except OSError as error:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise InputError(f"runs-dir must be a folder that can be written to: {error}") from error
+        return cls(folder)
+
+    @property
+    def name(self) -> str:
+        """The run's name: that of its folder."""
+        return self.folder.name
+
+    @property
+    def config(self) -> SearchConfig:
+        """What was asked for."""
+        try:
+            return SearchConfig.model_validate_json((self.folder / CONFIG).read_text())
+        except (OSError, ValidationError) as error:
+            raise InputError(f"the {CONFIG} of run '{self.name}' cannot be read: {error}") from error
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A stored document, or the default."""
+        row = self._connection.execute("SELECT value FROM documents WHERE key = ?", (key,)).fetchone()
+        return default if row is None else json.loads(row[0])
+
+    def commit(self, documents: dict[str, Any], evaluations: Iterable[Evaluation] = ()) -> None:
+        """Writes documents and evaluations in one transaction: all of it is on disk afterwards, or nothing."""
+        rows = [_row(evaluation) for evaluation in evaluations]
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            for key, value in documents.items():
+                self._connection.execute("REPLACE INTO documents VALUES (?, ?)", (key, json.dumps(value)))
+            self._connection.executemany("INSERT INTO evaluations VALUES (?,?,?,?,?,?,?,?,?,?)", rows)
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise BlendError(f"run '{self.name}' cannot be written: {error}") from error
+
+    def evaluations(self) -> list[Evaluation]:
+        """The whole history, in order."""
+        rows = self._connection.execute("SELECT * FROM evaluations ORDER BY number").fetchall()
+        return [_evaluation(row) for row in rows]
+
+    def best(self, phase: str) -> Evaluation | None:
+        """The fittest evaluation of a phase; the first among equals."""
+        row = self._connection.execute(
+            "SELECT * FROM evaluations WHERE phase = ? AND error IS NULL ORDER BY fitness DESC, number LIMIT 1",
+            (phase,),
+        ).fetchone()
+        return None if row is None else _evaluation(row)
+
+    def artefacts(self) -> list[Path]:
+        """Files that the run has left for its user."""
+        return [path for name in (EXPORT, FIGURE, SCORES) if (path := self.folder / name).exists()]
+
+    def counts(self) -> dict[str, int]:
+        """Number of evaluations, of those really computed, and of generations, of the search itself."""
+        everything, computed, generations = self._connection.execute(
+            "SELECT count(*), count(*) - coalesce(sum(cached), 0), coalesce(max(generation) + 1, 0) "
+            "FROM evaluations WHERE phase = 'search'"
+        ).fetchone()
+        return {"evaluations": everything, "unique_evaluations": computed, "generations_done": generations}
+
+    @property
+    def status(self) -> str:
+        """``running``, ``finished``, ``failed`` or ``interrupted`` (also when the process that wrote it is gone)."""
+        recorded = str(self.get("status", "interrupted"))
+        if recorded in ("finished", "failed"):
+            return recorded
+        return "running" if self.is_locked() else "interrupted"
+
+    def check_resumable(self) -> None:
+        """Refuses a run that is running or finished.
+
+        Raises:
+            InputError: Saying which.
+        """
+        if self.status in ("running", "finished"):
+            raise InputError(f"run '{self.name}' is {self.status}; there is nothing to resume")
+
+    def is_locked(self) -> bool:
+        """Whether a process is writing to the folder."""
+        try:
+            with self._lock_file() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except FileNotFoundError:
+            return False
+        return False
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Holds the folder as its only writer.
+
+        Raises:
+            InputError: If another process holds it.
+        """
+        with (self.folder / LOCK).open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise InputError(f"run '{self.name}' is running (process {file.read().strip() or '?'})") from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            try:
+                yield
+            finally:
+                (self.folder / STOP).unlink(missing_ok=True)
+                shutil.rmtree(self.folder / WORK, ignore_errors=True)
+
+    def request_stop(self) -> None:
+        """Asks the process that writes the run to stop after the generation it is in."""
+        (self.folder / STOP).touch()
+
+    def stop_requested(self) -> bool:
+        """Whether somebody asked for that."""
+        return (self.folder / STOP).exists()
+
+    def close(self) -> None:
+        """Closes the database."""
+        self._connection.close()
+
+    def _lock_file(self) -> Any:
+        return (self.folder / LOCK).open()
+
+
+def check_free(folder: Path) -> None:
+    """Refuses a run folder that exists, or whose parent cannot be written to.
+
+    Raises:
+        InputError: Saying which.
+    """
+    if not folder.name or folder.name.startswith(".") or "/" in folder.name:
+        raise InputError(f"name must be a plain folder name, got '{folder.name}'")
+    if folder.exists():
+        raise InputError(f"name '{folder.name}' is taken: '{folder}' exists")
+    parent = folder.parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"runs-dir must be a folder that can be written to, got '{folder.parent}'")
+
+
+def open_run(runs_dir: Path, name: str) -> Run:
+    """Opens a run by its name under the runs directory, or by its path.
+
+    Raises:
+        InputError: If there is no such run, with the nearest names.
+    """
+    for folder in (runs_dir / name, Path(name)):
+        if (folder / CONFIG).is_file():
+            return Run(folder)
+    known = [run.name for run in all_runs(runs_dir)]
+    raise InputError(f"no run '{name}' in '{runs_dir}'{nearest(name, known)}")
+
+
+def all_runs(runs_dir: Path) -> list[Run]:
+    """Every run under a directory, oldest first."""
+    folders = [path.parent for path in runs_dir.glob(f"*/{CONFIG}")]
+    return [Run(folder) for folder in sorted(folders, key=lambda path: (path / CONFIG).stat().st_mtime)]
+
+
+def _row(e: Evaluation) -> tuple[Any, ...]:
+    genome = None if e.genome is None else json.dumps(list(e.genome))
+    details = json.dumps(e.details)
+    return (e.number, e.phase, e.generation, genome, e.phenotype, e.fitness, details, e.seconds, e.cached, e.error)
+
+
+def _evaluation(row: tuple[Any, ...]) -> Evaluation:
+    number, phase, generation, genome, phenotype, fitness, details, seconds, cached, error = row
+    return Evaluation(
+        number=number,
+        phase=phase,
+        generation=generation,
+        genome=None if genome is None else tuple(json.loads(genome)),
+        phenotype=phenotype,
+        fitness=fitness,
+        details=json.loads(details),
+        seconds=seconds,
+        cached=bool(cached),
+        error=error,
+    )

@@ -1,0 +1,1 @@
+"""Built-in tasks: a trained network with its splits."""

@@ -1,0 +1,162 @@
+"""Splits: labelled data as two tensors, whatever form they came in, and whether two of them have examples in common."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from blend.errors import InputError, described
+from blend.progress import say
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Labelled examples in memory.
+
+    Attributes:
+        inputs: (n, ...) examples.
+        targets: (n, ...) what the loss compares the outputs with.
+        name: what messages call it: calibration, held-out or test.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    name: str
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self.inputs)
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield views of up to ``size`` examples, in order."""
+        yield from zip(torch.split(self.inputs, size), torch.split(self.targets, size), strict=True)
+
+    def fingerprint(self) -> str:
+        """Return 16 hexadecimal digits that change with any byte, shape or type of the examples."""
+        digest = hashlib.sha256()
+        for tensor in (self.inputs, self.targets):
+            digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(_bytes_by_example(tensor).data)
+        return digest.hexdigest()[:16]
+
+
+Data: TypeAlias = Split | tuple[Tensor, Tensor] | Dataset[Any] | Iterable[Any]
+"""Forms of a split: a pair of tensors (inputs, targets), a torch Dataset of such pairs, or an iterable of batches."""
+
+
+def materialise(data: Data, name: str) -> Split:
+    """Bring any accepted form of labelled data into two tensors.
+
+    A pair of tensors is not copied. Datasets and loaders are gone through once under a fixed random state, so that
+    a shuffling loader gives the same order in every process, and the caller's random state stays as it was.
+
+    Raises:
+        InputError: the data are empty, are not pairs of tensors, differ in length, or hold NaN or infinity.
+    """
+    if isinstance(data, Split):
+        inputs, targets = data.inputs, data.targets
+    elif isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+        inputs, targets = data
+    else:
+        inputs, targets = _concatenated(data, name)
+    inputs, targets = inputs.detach(), targets.detach()
+    if inputs.ndim == 0 or targets.ndim == 0 or len(inputs) != len(targets):
+        raise InputError(
+            f"the {name} split must have one target for each input, "
+            f"got inputs of shape {tuple(inputs.shape)} and targets of shape {tuple(targets.shape)}"
+        )
+    if len(inputs) == 0:
+        raise InputError(f"the {name} split must have at least one example, got none")
+    for part, values in (("inputs", inputs), ("targets", targets)):
+        bad = int((~values.isfinite()).reshape(len(inputs), -1).any(1).sum())
+        if bad:
+            raise InputError(
+                f"the {part} of the {name} split must be finite, got NaN or infinity in {bad} of {len(inputs)} examples"
+            )
+    return Split(inputs, targets, name)
+
+
+def _concatenated(data: Any, name: str) -> tuple[Tensor, Tensor]:
+    """Go through a dataset, or an iterable of batches, and put its batches together."""
+    if not isinstance(data, Iterable) and not isinstance(data, Dataset):
+        raise InputError(
+            f"the {name} split must be a pair of tensors, a Dataset or an iterable of (inputs, targets) "
+            f"batches, got {type(data).__name__}"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            batches = list(DataLoader(data, batch_size=256) if isinstance(data, Dataset) else data)
+        except Exception as error:
+            raise InputError(f"the {name} split failed while it was read: {described(error)}") from error
+    for index, batch in enumerate(batches):
+        is_pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+        if not (is_pair and all(isinstance(part, Tensor) for part in batch)):
+            got = f"({', '.join(type(part).__name__ for part in batch)})" if is_pair else type(batch).__name__
+            raise InputError(
+                f"the {name} split must give pairs (inputs, targets) of tensors, got {got} as batch {index}"
+            )
+    if not batches:
+        raise InputError(f"the {name} split must have at least one example, got none")
+    try:
+        return torch.cat([batch[0] for batch in batches]), torch.cat([batch[1] for batch in batches])
+    except RuntimeError as error:
+        raise InputError(
+            f"the batches of the {name} split must have equal shapes but for the first dimension: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+
+
+def check_disjoint(a: Split, b: Split) -> None:
+    """Refuse two splits that share memory or more than 1 % of the smaller one's examples; say so when it is less.
+
+    Raises:
+        InputError: the splits are not disjoint.
+    """
+    if _share_memory(a.inputs, b.inputs):
+        raise InputError(f"the {a.name} and {b.name} splits must be disjoint, got inputs in the same memory")
+    small, large = sorted((a, b), key=len)
+    known = set(_hashes(large))
+    common = sum(example in known for example in _hashes(small))
+    found = f"{common} of the {len(small)} {small.name} examples are also in the {large.name} split"
+    if common > 0.01 * len(small):
+        raise InputError(f"the {a.name} and {b.name} splits must be disjoint, but {found}")
+    if common:
+        say(f"note: {found}")
+
+
+def _share_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether an example of ``a`` and one of ``b`` overlap; disjoint or interleaved slices of one tensor don't."""
+    if a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr():
+        return False
+    (starts, extent), (others, other_extent) = _byte_ranges(a), _byte_ranges(b)
+    first = np.searchsorted(others, starts - other_extent, side="right")
+    last = np.searchsorted(others, starts + extent, side="left")
+    return bool((last > first).any())
+
+
+def _byte_ranges(tensor: Tensor) -> tuple[np.ndarray[Any, np.dtype[np.int64]], int]:
+    """Return where each example starts in memory, ascending, and how many bytes it spans."""
+    inner = sum((size - 1) * stride for size, stride in zip(tensor.shape[1:], tensor.stride()[1:], strict=True)) + 1
+    starts = tensor.data_ptr() + np.arange(len(tensor)) * tensor.stride(0) * tensor.element_size()
+    return starts, inner * tensor.element_size()
+
+
+def _bytes_by_example(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Return the bytes of a tensor (n, ...) as an array (n, bytes of one example)."""
+    rows = tensor.cpu().contiguous().reshape(len(tensor), -1)
+    array: np.ndarray[Any, np.dtype[np.uint8]] = rows.view(torch.uint8).numpy()
+    return array
+
+
+def _hashes(split: Split) -> list[bytes]:
+    """Return one digest for each example, of its inputs and its target."""
+    pairs = zip(_bytes_by_example(split.targets), _bytes_by_example(split.inputs), strict=True)
+    return [hashlib.blake2b(target.tobytes() + example.tobytes(), digest_size=16).digest() for target, example in pairs]

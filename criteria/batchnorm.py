@@ -1,0 +1,19 @@
+"""Criteria that look at the BatchNorm behind a layer."""
+
+from torch import Tensor
+
+from criteria.registry import register
+from criteria.views import GroupStats
+
+
+@register("bn_scale", family="batchnorm", needs={"batchnorm"}, reference="Liu et al., ICCV 2017, arXiv:1708.06519")
+def bn_scale(stats: GroupStats) -> Tensor:
+    r"""Size of the BatchNorm scale, :math:`|\gamma|`.
+
+    Args:
+        stats: ``gamma`` of shape (channels,).
+
+    Returns:
+        Scores of shape (channels,), in the unit of the layer's output; higher means keep.
+    """
+    return stats.gamma.abs()

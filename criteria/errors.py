@@ -1,0 +1,13 @@
+"""What goes wrong in this package: one base class, and kinds that are also ValueErrors where a value was wrong."""
+
+
+class CriterionError(Exception):
+    """A criterion, its statistics or its scores cannot be had as asked."""
+
+
+class CriterionValueError(CriterionError, ValueError):
+    """An argument has a value that its rule does not allow."""
+
+
+class GraphError(CriterionError, ValueError):
+    """A network has no channel graph, or not the one that is asked for."""

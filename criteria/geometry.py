@@ -1,0 +1,21 @@
+"""Criteria that look at where a filter lies among the others of its layer."""
+
+import torch
+from torch import Tensor
+
+from criteria.registry import register
+from criteria.views import GroupStats
+
+
+@register("fpgm", family="geometry", needs={"weight"}, reference="He et al., CVPR 2019, arXiv:1811.00250")
+def fpgm(stats: GroupStats) -> Tensor:
+    r"""Summed distance to all filters of the layer, :math:`\sum_j \|W_i - W_j\|_2`: low near their geometric median.
+
+    Args:
+        stats: ``weight`` of shape (channels, fan_in).
+
+    Returns:
+        Scores of shape (channels,), in the unit of the weight; higher means keep.
+    """
+    weight = stats.weight.double()  # distances come out of a matrix product, whose cancellation float32 would feel
+    return torch.cdist(weight, weight).sum(1)

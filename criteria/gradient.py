@@ -1,0 +1,88 @@
+"""Criteria that estimate from derivatives how much the loss would change without a filter."""
+
+from torch import Tensor
+
+from criteria.registry import register
+from criteria.views import GroupStats
+
+_MOLCHANOV = "Molchanov et al., CVPR 2019, arXiv:1906.10771"
+
+
+@register(
+    "taylor_l1",
+    family="gradient",
+    needs={"weight", "weight_gradient"},
+    reference=f"Huang et al., 2021, arXiv:2004.11627; {_MOLCHANOV}",
+)
+def taylor_l1(stats: GroupStats) -> Tensor:
+    r"""First-order loss change summed over weights, :math:`\sum_w |w\,g_w|`, g averaged over batches first.
+
+    Args:
+        stats: ``weight`` and ``weight_gradient`` of shape (channels, fan_in).
+
+    Returns:
+        Scores of shape (channels,), in the unit of the loss; higher means keep.
+    """
+    return (stats.weight * stats.weight_gradient).abs().sum(1)
+
+
+@register("taylor_l2", family="gradient", needs={"weight", "weight_gradient"}, reference=_MOLCHANOV)
+def taylor_l2(stats: GroupStats) -> Tensor:
+    r"""Squared first-order loss change summed over weights, :math:`\sum_w (w\,g_w)^2`, g averaged over batches first.
+
+    Args:
+        stats: ``weight`` and ``weight_gradient`` of shape (channels, fan_in).
+
+    Returns:
+        Scores of shape (channels,), in the unit of the loss squared; higher means keep.
+    """
+    return (stats.weight * stats.weight_gradient).square().sum(1)
+
+
+@register("taylor_fo", family="gradient", needs={"gate_gradient"}, reference=_MOLCHANOV)
+def taylor_fo(stats: GroupStats) -> Tensor:
+    r"""Squared first-order loss change of a closed gate, :math:`(\partial L/\partial z)^2` per batch, then averaged.
+
+    Args:
+        stats: ``gate_gradient_squared`` of shape (channels,).
+
+    Returns:
+        Scores of shape (channels,), in the unit of the loss squared; higher means keep.
+    """
+    return stats.gate_gradient_squared
+
+
+@register(
+    "fisher",
+    family="gradient",
+    needs={"example_gate_gradient"},
+    reference="Theis et al., 2018, arXiv:1801.05787",
+)
+def fisher(stats: GroupStats) -> Tensor:
+    r"""Second-order loss change by Fisher's information, :math:`\frac12 \mathrm{mean}_n (\partial L_n/\partial z)^2`.
+
+    Args:
+        stats: ``example_gate_gradient_squared`` of shape (channels,).
+
+    Returns:
+        Scores of shape (channels,), in the unit of the loss squared; higher means keep.
+    """
+    return stats.example_gate_gradient_squared / 2
+
+
+@register(
+    "obd",
+    family="gradient",
+    needs={"weight", "hessian_diagonal"},
+    reference="LeCun et al., Optimal Brain Damage, NeurIPS 1989; Hutchinson's estimator, one probe a batch",
+)
+def obd(stats: GroupStats) -> Tensor:
+    r"""Second-order loss change by the Hessian's diagonal, :math:`\frac12 \sum_w w^2 H_{ww}`.
+
+    Args:
+        stats: ``weight`` and ``hessian_diagonal`` of shape (channels, fan_in).
+
+    Returns:
+        Scores of shape (channels,), in the unit of the loss; higher means keep.
+    """
+    return (stats.weight.square() * stats.hessian_diagonal).sum(1) / 2

@@ -1,0 +1,104 @@
+"""Collecting statistics: one sweep over calibration batches serves all criteria.
+
+The sweep leaves nothing behind: parameters and buffers reach the forward pass as detached stand-ins, gradients come
+from `torch.autograd.grad`, and mode, hooks and random state are put back, also when the forward pass raises.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from criteria.consumers import Consumers
+from criteria.errors import CriterionValueError
+from criteria.graph import ChannelGraph
+from criteria.producers import Producers
+from criteria.views import NEEDS, GroupStats
+
+__all__ = ["NEEDS", "GroupStats", "Loss", "collect"]
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(outputs, targets) → mean loss over the batch, a scalar."""
+
+
+@torch.inference_mode(mode=False)
+def collect(
+    model: nn.Module,
+    graph: ChannelGraph,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    loss: Loss,
+    needs: Collection[str],
+    *,
+    seed: int = 0,
+    map_images: int = 32,
+    on_batch: Callable[[int], None] | None = None,
+) -> dict[str, tuple[GroupStats, ...]]:
+    """Gather the statistics that criteria need, in one sweep and in eval mode.
+
+    Weights and BatchNorm parameters are always in the result and take no forward pass; activations take forward
+    passes, all else backward passes, too. Statistics per example presume that the loss is a mean over examples, and
+    that examples do not see one another, as in eval mode they do not.
+
+    Args:
+        model: the network; nothing of it differs afterwards.
+        graph: its channel groups.
+        batches: (inputs, targets), examples along the first axis; moved to the network's device.
+        loss: (outputs, targets) → mean loss over the batch, a scalar.
+        needs: names from `NEEDS`.
+        seed: of the sample of maps, of the Hessian's probes, and of torch's default generator during the sweep.
+        map_images: how many images ``maps`` holds, drawn uniformly from the stream whatever its split in batches.
+        on_batch: called after every batch with the number of batches done.
+
+    Returns:
+        For each group its views: producers, then consumers, in the graph's order.
+
+    Raises:
+        CriterionValueError: an unknown need, no batch, or a loss that is not a finite scalar.
+        CriterionError: a layer on which a statistic cannot be measured.
+    """
+    if unknown := sorted(set(needs) - set(NEEDS)):
+        raise CriterionValueError(f"needs must be among {', '.join(NEEDS)}, got {', '.join(unknown)}")
+    if map_images < 1:
+        raise CriterionValueError(f"map_images must be at least 1, got {map_images}")
+    producers = Producers(model, graph, frozenset(needs), seed)
+    consumers = Consumers(model, graph, frozenset(needs), seed, map_images)
+    if producers.active or consumers.active:
+        with _undisturbed(model, seed), producers.hooked(), consumers.hooked():
+            done = 0
+            for done, batch in enumerate(batches, 1):
+                _sweep(model, batch, loss, producers, consumers)
+                if on_batch is not None:
+                    on_batch(done)
+        if done == 0:
+            raise CriterionValueError("batches must hold at least one batch, got none")
+    return {group.name: (*producers.views(group), *consumers.views(group)) for group in graph.groups}
+
+
+def _sweep(
+    model: nn.Module, batch: tuple[Tensor, Tensor], loss: Loss, producers: Producers, consumers: Consumers
+) -> None:
+    """Run one batch through the network, and add it to the statistics."""
+    device = next(model.parameters()).device
+    inputs, targets = (tensor.to(device) for tensor in batch)
+    producers.begin(len(inputs))
+    consumers.begin(len(inputs))
+    with torch.set_grad_enabled(producers.active):
+        outputs = functional_call(model, producers.state(), (inputs,))
+        if producers.active:
+            producers.add(loss(outputs, targets), len(inputs))
+
+
+@contextmanager
+def _undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
+    """Eval mode and a seeded default generator inside, everything as before afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    with torch.random.fork_rng(devices={parameter.device for parameter in model.parameters() if parameter.is_cuda}):
+        torch.default_generator.manual_seed(seed)
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes.items():
+                module.training = training

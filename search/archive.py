@@ -1,0 +1,124 @@
+"""Every evaluation once: the cache by phenotype, and the history."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from search.errors import SearchError, SearchValueError
+
+WORST_FITNESS = -1e30
+"""Fitness of an evaluation that failed or was not finite: below any real one, but finite, so that it sorts."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation asked for by a strategy.
+
+    Attributes:
+        number: Position in the archive's history, from 0.
+        phase: What it was made for, such as the search itself or a baseline.
+        generation: Generation of that phase, from 0.
+        genome: The genome; None where the phenotype did not come from one.
+        phenotype: What the genome stands for: evaluations with equal phenotypes have equal results.
+        fitness: Finite; `WORST_FITNESS` if the evaluation failed.
+        details: The evaluator's whole answer, JSON-able; empty if there was none.
+        seconds: Time the evaluator took; 0 if cached.
+        cached: Whether the result was copied from an earlier evaluation of the same phenotype.
+        error: Why it failed, or None.
+    """
+
+    number: int
+    phase: str
+    generation: int
+    genome: tuple[float, ...] | None
+    phenotype: bytes
+    fitness: float
+    details: dict[str, Any]
+    seconds: float
+    cached: bool
+    error: str | None
+
+
+class Archive:
+    """All evaluations in order, found again by phenotype.
+
+    Args:
+        evaluations: A history to start from.
+    """
+
+    def __init__(self, evaluations: Iterable[Evaluation] = ()) -> None:
+        """Add `evaluations` in order."""
+        self._all: list[Evaluation] = []
+        self._first: dict[bytes, Evaluation] = {}
+        for evaluation in evaluations:
+            self.add(evaluation)
+
+    def add(self, evaluation: Evaluation) -> None:
+        """Append an evaluation.
+
+        Raises:
+            SearchError: Its fitness is not finite.
+        """
+        if not math.isfinite(evaluation.fitness):
+            raise SearchValueError(
+                f"fitness must be finite (WORST_FITNESS and an error if it failed), got {evaluation.fitness}"
+            )
+        self._all.append(evaluation)
+        self._first.setdefault(evaluation.phenotype, evaluation)
+
+    def get(self, phenotype: bytes) -> Evaluation | None:
+        """Return the first evaluation of a phenotype, or None."""
+        return self._first.get(phenotype)
+
+    def __contains__(self, phenotype: bytes) -> bool:
+        """Whether a phenotype has been evaluated."""
+        return phenotype in self._first
+
+    def __len__(self) -> int:
+        """Return the number of evaluations, cached ones included."""
+        return len(self._all)
+
+    def __iter__(self) -> Iterator[Evaluation]:
+        """Iterate over the history."""
+        return iter(self._all)
+
+    def history(self, phase: str | None = None) -> list[Evaluation]:
+        """Return the evaluations of a phase, or all, in order."""
+        return [evaluation for evaluation in self._all if phase in (None, evaluation.phase)]
+
+    @property
+    def unique(self) -> int:
+        """Number of different phenotypes that were really computed."""
+        return len({evaluation.phenotype for evaluation in self._all if not evaluation.cached})
+
+    def best(self, phase: str | None = None) -> Evaluation | None:
+        """Return the fittest evaluation of a phase, or of all: the first among equals, None if none succeeded."""
+        succeeded = (evaluation for evaluation in self.history(phase) if evaluation.error is None)
+        return max(succeeded, key=lambda evaluation: evaluation.fitness, default=None)
+
+    def front(self, cost_key: str) -> list[Evaluation]:
+        """Return the Pareto front of fitness (higher is better) against a cost (lower is better).
+
+        Args:
+            cost_key: Key of the cost in `Evaluation.details`.
+
+        Returns:
+            The evaluations than which no other is at least as good in both and better in one, by rising cost.
+            Of several with the same fitness and cost, the first.
+
+        Raises:
+            SearchError: A successful evaluation does not report that cost.
+        """
+        succeeded = [evaluation for evaluation in self._first.values() if evaluation.error is None]
+        for evaluation in succeeded:
+            if cost_key not in evaluation.details:
+                raise SearchError(
+                    f"cost_key must be in the details of every evaluation, but {cost_key!r} is not in number "
+                    f"{evaluation.number}, which has {sorted(evaluation.details)}"
+                )
+        front: list[Evaluation] = []
+        for evaluation in sorted(succeeded, key=lambda e: (e.details[cost_key], -e.fitness)):
+            if not front or evaluation.fitness > front[-1].fitness:
+                front.append(evaluation)
+        return front

@@ -1,0 +1,212 @@
+"""The loop that joins strategy, objective, archive and executor."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from numbers import Real
+from typing import Any, Protocol
+
+from search.archive import WORST_FITNESS, Archive, Evaluation
+from search.errors import SearchError, SearchValueError
+from search.executor import Executor, Failure
+from search.strategy import IsKnown, Strategy
+
+Answer = dict[str, Any]
+OnEvaluation = Callable[[int, int, Answer, str], None]
+OnGeneration = Callable[[list[Evaluation], dict[str, Any]], None]
+
+
+class Objective(Protocol):
+    """What is searched for: genome → phenotype in the driver, phenotype → answer in the workers."""
+
+    def phenotype(self, genome: Sequence[float]) -> bytes:
+        """Return what a genome stands for; cheap, and equal for genomes that can't differ in fitness."""
+        ...
+
+    @property
+    def evaluate(self) -> Callable[[bytes], Answer]:
+        """A picklable, deterministic function; its JSON-able answer holds at least ``"fitness"``, to be maximised."""
+        ...
+
+
+def search(
+    strategy: Strategy,
+    objective: Objective,
+    archive: Archive,
+    executor: Executor,
+    *,
+    phase: str,
+    evaluations: int,
+    generations: int | None = None,
+    on_evaluation: OnEvaluation | None = None,
+    on_generation: OnGeneration | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> str:
+    """Search until the budget is spent, generation by generation.
+
+    Neither the archive nor the strategy depends on the number of workers or the order in which they finish. To resume,
+    pass an archive with the history so far and a strategy with the state that belongs to it.
+
+    Args:
+        strategy: Proposes and learns.
+        objective: Judges.
+        archive: Grows by this phase's evaluations; phenotypes it holds, of whatever phase, are not computed again.
+        executor: Computes.
+        phase: Name under which the evaluations are kept.
+        evaluations: Budget of the phase, cached evaluations included; the last generation is cut to meet it exactly.
+        generations: Budget in generations, or None.
+        on_evaluation: Called with (evaluations of this generation known so far, evaluations of this generation,
+            answer, phase) in the order of completion.
+        on_generation: Called once a generation with its evaluations and the strategy's state after it: all that must
+            be kept to resume, to be written in one transaction.
+        should_stop: Asked before each generation.
+
+    Returns:
+        Why it ended: ``"evaluations"``, ``"generations"`` or ``"stopped"``.
+
+    Raises:
+        SearchError: Every evaluation of a generation failed, of which nothing is kept then; or the strategy's state
+            does not belong to the archive.
+    """
+    _check(strategy, archive, phase, evaluations, generations)
+    while (left := evaluations - len(archive.history(phase))) > 0:
+        if generations is not None and strategy.generation >= generations:
+            return "generations"
+        if should_stop is not None and should_stop():
+            return "stopped"
+        genomes = strategy.ask(_is_known(objective, archive), limit=left)
+        phenotypes = [objective.phenotype(genome) for genome in genomes]
+        report = None if on_evaluation is None else partial(_report, on_evaluation, phase)
+        results = _compute(objective, archive, executor, phenotypes, report)
+        batch = _batch(archive, phase, strategy.generation, genomes, phenotypes, results)
+        _check_alive(archive, phase, batch)
+        for evaluation in batch:
+            archive.add(evaluation)
+        strategy.tell(genomes, [evaluation.fitness for evaluation in batch])
+        if on_generation is not None:
+            on_generation(batch, strategy.state_dict())
+    return "evaluations"
+
+
+@dataclass(frozen=True)
+class _Result:
+    fitness: float
+    details: Answer
+    seconds: float
+    error: str | None
+
+
+def _check(strategy: Strategy, archive: Archive, phase: str, evaluations: int, generations: int | None) -> None:
+    if evaluations < 1:
+        raise SearchValueError(f"evaluations must be at least 1, got {evaluations}")
+    if generations is not None and generations < 1:
+        raise SearchValueError(f"generations must be at least 1, got {generations}")
+    history = archive.history(phase)
+    expected = history[-1].generation + 1 if history else 0
+    if strategy.generation != expected:
+        raise SearchValueError(
+            f"strategy must be at generation {expected}, where the archive's history of phase {phase!r} ends, "
+            f"got {strategy.generation}: load the state that was saved with the history"
+        )
+
+
+def _is_known(objective: Objective, archive: Archive) -> IsKnown:
+    """Return the question whether a phenotype is in the archive or was proposed before in this generation."""
+    proposed: set[bytes] = set()
+
+    def is_known(genome: list[float]) -> bool:
+        phenotype = objective.phenotype(genome)
+        known = phenotype in archive or phenotype in proposed
+        proposed.add(phenotype)
+        return known
+
+    return is_known
+
+
+def _compute(
+    objective: Objective,
+    archive: Archive,
+    executor: Executor,
+    phenotypes: list[bytes],
+    report: Callable[[int, int, _Result], None] | None,
+) -> dict[bytes, _Result]:
+    """Evaluate each phenotype that is not in the archive once."""
+    copies = Counter(phenotype for phenotype in phenotypes if phenotype not in archive)
+    new = list(copies)
+    done = len(phenotypes) - copies.total()
+    results: dict[bytes, _Result] = {}
+    for index, outcome in executor.run(partial(_timed, objective.evaluate), new):
+        result = results[new[index]] = _result(outcome)
+        done += copies[new[index]]
+        if report is not None:
+            report(done, len(phenotypes), result)
+    return results
+
+
+def _timed(evaluate: Callable[[bytes], Answer], phenotype: bytes) -> tuple[Answer, float]:
+    start = time.perf_counter()
+    answer = evaluate(phenotype)
+    return answer, time.perf_counter() - start
+
+
+def _result(outcome: tuple[Answer, float] | Failure) -> _Result:
+    if isinstance(outcome, Failure):
+        return _Result(WORST_FITNESS, {}, 0.0, outcome.reason)
+    answer, seconds = outcome
+    if not isinstance(answer, dict) or not isinstance(answer.get("fitness"), Real):
+        return _Result(WORST_FITNESS, {}, seconds, f'answer must be a dict with a number "fitness", got {answer!r}')
+    fitness = float(answer["fitness"])
+    if not math.isfinite(fitness):
+        return _Result(WORST_FITNESS, answer, seconds, f"fitness must be finite, got {fitness}")
+    return _Result(fitness, answer, seconds, None)
+
+
+def _report(on_evaluation: OnEvaluation, phase: str, done: int, total: int, result: _Result) -> None:
+    answer = {**result.details, "fitness": result.fitness}
+    on_evaluation(done, total, answer if result.error is None else {**answer, "error": result.error}, phase)
+
+
+def _batch(
+    archive: Archive,
+    phase: str,
+    generation: int,
+    genomes: list[list[float]],
+    phenotypes: list[bytes],
+    results: dict[bytes, _Result],
+) -> list[Evaluation]:
+    """Return the generation's evaluations in the order asked, whatever the order of completion."""
+    batch: list[Evaluation] = []
+    computed: set[bytes] = set()
+    for genome, phenotype in zip(genomes, phenotypes, strict=True):
+        result = archive.get(phenotype) or results[phenotype]
+        cached = phenotype in archive or phenotype in computed
+        computed.add(phenotype)
+        batch.append(
+            Evaluation(
+                number=len(archive) + len(batch),
+                phase=phase,
+                generation=generation,
+                genome=tuple(genome),
+                phenotype=phenotype,
+                fitness=result.fitness,
+                details=result.details,
+                seconds=0.0 if cached else result.seconds,
+                cached=cached,
+                error=result.error,
+            )
+        )
+    return batch
+
+
+def _check_alive(archive: Archive, phase: str, batch: list[Evaluation]) -> None:
+    """Raise if nothing works any more; a generation cut to one evaluation may fail if others succeeded before."""
+    if any(evaluation.error is None for evaluation in batch):
+        return
+    if len(batch) > 1 or archive.best(phase) is None:
+        raise SearchError(
+            f"at least one evaluation of a generation must succeed, but all {len(batch)} of generation "
+            f"{batch[0].generation} of phase {phase!r} failed; the first: {batch[0].error}"
+        )

@@ -1,0 +1,147 @@
+import sys
+from importlib.metadata import EntryPoint
+
+import pytest
+import torch
+
+from criteria import CRITERIA, NEEDS, CriterionError, GroupStats, Registry, registry
+
+BUILT_IN = {
+    "activation": ["apoz", "hrank", "mean_activation"],
+    "batchnorm": ["bn_scale"],
+    "control": ["random"],
+    "geometry": ["fpgm"],
+    "gradient": ["fisher", "obd", "taylor_fo", "taylor_l1", "taylor_l2"],
+    "magnitude": ["l1", "l2"],
+}
+
+
+def ones(stats):
+    """All alike.
+
+    Not shown.
+    """
+    return torch.ones(stats.rows)
+
+
+def registered(*names, family="test", needs=(), function=ones):
+    own = Registry()
+    for name in names:
+        own.register(name, family=family, needs=needs, reference="none")(function)
+    return own
+
+
+def test_the_built_in_criteria_are_sorted_by_family_then_name():
+    assert list(CRITERIA.names()) == [name for family in sorted(BUILT_IN) for name in BUILT_IN[family]]
+    assert {criterion.name: criterion.family for criterion in CRITERIA} == {
+        name: family for family, names in BUILT_IN.items() for name in names
+    }
+
+
+@pytest.mark.parametrize("criterion", CRITERIA, ids=lambda criterion: criterion.name)
+def test_every_built_in_criterion_is_documented(criterion):
+    assert criterion.summary
+    assert criterion.summary.endswith((".", "median."))
+    assert criterion.reference
+    assert all(section in criterion.function.__doc__ for section in ("Args:", "Returns:"))
+    assert criterion.needs <= set(NEEDS)
+
+
+def test_a_decorated_function_stays_itself():
+    own = Registry()
+    assert own.register("ones", family="test", needs=(), reference="none")(ones) is ones
+    criterion = own.get("ones")
+    assert (criterion.name, criterion.family, criterion.reference) == ("ones", "test", "none")
+    assert criterion.summary == "All alike."
+    assert criterion.side == "producer"
+    assert criterion(GroupStats("g", "conv", 3)).tolist() == [1, 1, 1]
+    assert "ones" in own
+    assert "twos" not in own
+    assert len(own) == 1
+
+
+def test_an_unknown_name_suggests_the_nearest():
+    with pytest.raises(CriterionError, match="must be a registered name, got 'tailor_fo'; did you mean 'taylor_fo'?"):
+        CRITERIA.get("tailor_fo")
+    with pytest.raises(ValueError, match="got 'xyz'; choose from b, a"):
+        own = registered("a")
+        own.register("b", family="earlier", needs=(), reference="none")(ones)
+        own.get("xyz")
+
+
+def test_a_name_is_given_once():
+    own = registered("ones")
+    with pytest.raises(ValueError, match=f"must be unique, got 'ones', which {__name__} registered"):
+        own.register("ones", family="other", needs=(), reference="none")(ones)
+    assert own.get("ones").family == "test"
+
+
+def test_needs_are_known_and_of_one_side():
+    with pytest.raises(ValueError, match="needs of 'x' must be among weight, .*, got gradients, labels"):
+        registered("x", needs={"labels", "weight", "gradients"})
+    with pytest.raises(ValueError, match="needs of 'x' must be of one side, got maps, weight"):
+        registered("x", needs={"maps", "weight"})
+
+
+@pytest.mark.parametrize(
+    ("returned", "got"),
+    [(torch.ones(2), r"\(2,\)"), (torch.ones(3, 1), r"\(3, 1\)"), (torch.tensor(1.0), r"\(\)"), ([1.0] * 3, "list")],
+)
+def test_a_wrong_result_is_refused(returned, got):
+    criterion = registered("bad", function=lambda stats: returned).get("bad")
+    with pytest.raises(CriterionError, match=rf"criterion 'bad' must return a tensor of shape \(3,\) for 'conv', got {got}"):
+        criterion(GroupStats("g", "conv", 3))
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Writes modules and declares each as an entry point."""
+
+    def declare(**modules):
+        points = []
+        for name, source in modules.items():
+            (tmp_path / f"{name}.py").write_text(source)
+            monkeypatch.delitem(sys.modules, name, raising=False)
+            points.append(EntryPoint(f"point_{name}", name, "blend.criteria"))
+        monkeypatch.setattr(registry, "entry_points", lambda group: points)
+
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "foreign", Registry("blend.criteria"), raising=False)
+    return declare
+
+
+REGISTER = "import sys\n@sys.foreign.register({!r}, family='f', needs=(), reference='r')\ndef score(stats): 'Doc.'\n"
+
+
+def test_other_packages_add_criteria_at_the_first_look_up(package):
+    package(foreign_a=REGISTER.format("a") + "print('once')", foreign_b=REGISTER.format("b"))
+    assert "foreign_a" not in sys.modules
+    assert sys.foreign.names() == ("a", "b")
+    assert sys.foreign.get("b").summary == "Doc."
+
+
+def test_they_are_loaded_once(package, capsys):
+    package(foreign_c=REGISTER.format("c") + "print('loaded')")
+    sys.foreign.names()
+    del sys.modules["foreign_c"]
+    assert "c" in sys.foreign
+    assert capsys.readouterr().out == "loaded\n"
+
+
+def test_a_broken_package_is_named_each_time(package):
+    package(foreign_d=REGISTER.format("d"), foreign_e=REGISTER.format("e") + "import no_such_module")
+    for _ in range(2):
+        with pytest.raises(CriterionError, match="'point_foreign_e' = 'foreign_e' of group 'blend.criteria' must load, got"):
+            sys.foreign.get("d")
+    (sys.modules["foreign_d"]).no_such_module = None
+    sys.modules["no_such_module"] = sys
+    try:
+        assert sys.foreign.names() == ("d", "e")
+    finally:
+        del sys.modules["no_such_module"]
+
+
+def test_a_package_cannot_replace_a_criterion(package):
+    package(foreign_f=REGISTER.format("f"), foreign_g=REGISTER.format("f"))
+    with pytest.raises(CriterionError, match="'point_foreign_g'.*must be unique, got 'f', which foreign_f registered"):
+        len(sys.foreign)

@@ -1,0 +1,55 @@
+import math
+
+import pytest
+
+from search import WORST_FITNESS, Archive, Evaluation, SearchError
+
+
+def evaluation(number, fitness, phenotype=None, phase="search", cached=False, error=None, **details):
+    phenotype = phenotype or bytes([number])
+    return Evaluation(number, phase, 0, (float(number),), phenotype, fitness, details, 0.1, cached, error)
+
+
+def test_finds_the_first_evaluation_of_a_phenotype():
+    first, again = evaluation(0, 1.0, b"a"), evaluation(1, 1.0, b"a", cached=True)
+    archive = Archive([first, again])
+    assert archive.get(b"a") is first
+    assert b"a" in archive
+    assert b"b" not in archive
+    assert archive.get(b"b") is None
+    assert (len(archive), archive.unique, list(archive)) == (2, 1, [first, again])
+
+
+def test_history_and_best_of_a_phase():
+    a, b, c = evaluation(0, 1.0), evaluation(1, 3.0, phase="random"), evaluation(2, 2.0)
+    archive = Archive([a, b, c])
+    assert archive.history("search") == [a, c]
+    assert archive.history() == [a, b, c]
+    assert archive.best("search") is c
+    assert archive.best() is b
+    assert archive.best("other") is None
+
+
+def test_a_failure_is_never_the_best():
+    archive = Archive([evaluation(0, WORST_FITNESS, error="lost")])
+    assert archive.best() is None
+    assert archive.front("cost") == []
+
+
+@pytest.mark.parametrize("fitness", [math.nan, math.inf, -math.inf])
+def test_refuses_what_is_not_finite(fitness):
+    archive = Archive()
+    with pytest.raises(SearchError, match="fitness must be finite"):
+        archive.add(evaluation(0, fitness))
+    assert len(archive) == 0
+
+
+def test_front_by_hand():
+    points = [(1.0, 5.0), (3.0, 2.0), (2.0, 2.0), (3.0, 2.0), (4.0, 9.0), (3.5, 9.0), (0.0, 1.0)]
+    archive = Archive(evaluation(i, fitness, cost=cost) for i, (fitness, cost) in enumerate(points))
+    assert [e.number for e in archive.front("cost")] == [6, 1, 4]
+
+
+def test_front_names_the_missing_cost():
+    with pytest.raises(SearchError, match="'latency' is not in number 0"):
+        Archive([evaluation(0, 1.0, cost=1.0)]).front("latency")

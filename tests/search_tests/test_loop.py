@@ -1,0 +1,195 @@
+import json
+import math
+from dataclasses import astuple, replace
+
+import pytest
+
+from search import WORST_FITNESS, Archive, Evolution, LocalExecutor, RandomSearch, SearchError, search
+
+from .toy import INITIAL, SPACE, DyingSphere, Inline, Sphere, fitness, sphere, unpack
+
+
+def new_strategy(kind=Evolution):
+    return (
+        RandomSearch(SPACE, population=8, seed=1)
+        if kind is RandomSearch
+        else Evolution(SPACE, population=8, seed=1, initial=INITIAL)
+    )
+
+
+def run(evaluations=30, strategy=None, archive=None, executor=None, objective=None, **kwargs):
+    strategy, archive = strategy or new_strategy(), Archive() if archive is None else archive
+    ended = search(
+        strategy,
+        objective or Sphere(),
+        archive,
+        executor or Inline(),
+        phase=kwargs.pop("phase", "search"),
+        evaluations=evaluations,
+        **kwargs,
+    )
+    return strategy, archive, ended
+
+
+def outcome(strategy, archive):
+    """Everything but the time it took."""
+    return [astuple(replace(e, seconds=0.0)) for e in archive], strategy.state_dict()
+
+
+def test_spends_the_budget_exactly_and_numbers_in_the_order_asked():
+    strategy, archive, ended = run(30)
+    assert ended == "evaluations"
+    assert [e.number for e in archive] == list(range(30))
+    assert [e.generation for e in archive] == [0] * 8 + [1] * 8 + [2] * 8 + [3] * 6
+    assert [list(e.genome) for e in archive.history()[:3]] == INITIAL
+    for e in archive:
+        assert e.fitness == fitness(unpack(e.phenotype))
+        assert e.details == sphere(e.phenotype)
+        assert e.error is None
+        assert e.seconds > 0 or e.cached
+    assert strategy.best[1] == archive.best().fitness
+
+
+def test_nothing_is_computed_twice():
+    executor, archive = Inline(), Archive()
+    run(40, executor=executor, archive=archive, objective=Sphere(digits=0))
+    assert len(executor.ran) == len(set(executor.ran)) == archive.unique
+    run(40, RandomSearch(SPACE, population=8, seed=1), archive, executor, Sphere(digits=0), phase="random")
+    assert len(executor.ran) == len(set(executor.ran)) == archive.unique
+    again = Inline()
+    run(40, archive=Archive(replace(e, phase="old") for e in archive), executor=again, objective=Sphere(digits=0))
+    assert not set(again.ran) & set(executor.ran)
+
+
+def test_equal_phenotypes_inside_a_generation_are_computed_once():
+    strategy = Evolution(SPACE, population=3, seed=0, initial=[INITIAL[0], INITIAL[0], INITIAL[1]])
+    executor = Inline()
+    _, archive, _ = run(3, strategy, executor=executor)
+    assert len(executor.ran) == 2
+    assert [e.cached for e in archive] == [False, True, False]
+    assert archive.history()[0].fitness == archive.history()[1].fitness
+    assert archive.history()[1].seconds == 0.0
+
+
+@pytest.mark.parametrize("kind", [Evolution, RandomSearch])
+def test_the_same_for_one_and_two_workers_and_in_the_driver(kind):
+    outcomes = [outcome(*run(28, new_strategy(kind))[:2])]
+    for workers in (1, 2):
+        with LocalExecutor(workers) as executor:
+            outcomes.append(outcome(*run(28, new_strategy(kind), executor=executor)[:2]))
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+
+
+def test_killed_workers_change_nothing(tmp_path):
+    with LocalExecutor(2) as executor:
+        survived = run(28, executor=executor, objective=Sphere(DyingSphere(tmp_path), digits=0))
+    assert list(tmp_path.iterdir())  # some were killed
+    assert outcome(*survived[:2]) == outcome(*run(28, objective=Sphere(digits=0))[:2])
+
+
+@pytest.mark.parametrize("kind", [Evolution, RandomSearch])
+@pytest.mark.parametrize("stop", [0, 1, 2, 3, 4])
+def test_stopped_and_resumed_is_as_never_stopped(kind, stop):
+    whole = outcome(*run(37, new_strategy(kind))[:2])
+    strategy, archive, ended = new_strategy(kind), Archive(), ""
+    strategy, archive, ended = run(37, strategy, archive, should_stop=lambda: strategy.generation == stop)
+    assert (ended, strategy.generation) == ("stopped", stop)
+    resumed = new_strategy(kind)
+    resumed.load_state_dict(json.loads(json.dumps(strategy.state_dict())))
+    _, archive, ended = run(37, resumed, Archive(archive))
+    assert ended == "evaluations"
+    assert outcome(resumed, archive) == whole
+
+
+def test_a_larger_budget_goes_on():
+    strategy, archive, _ = run(10)
+    run(20, strategy, archive)
+    assert len(archive) == 20
+    assert run(20, strategy, archive)[2] == "evaluations"
+    assert len(archive) == 20
+
+
+def test_a_state_that_does_not_belong_to_the_history_is_refused():
+    _, archive, _ = run(16)
+    with pytest.raises(SearchError, match=r"strategy must be at generation 2.*got 0"):
+        run(32, new_strategy(), archive)
+
+
+def test_generations_are_a_budget_too():
+    strategy, archive, ended = run(100, generations=2)
+    assert (ended, strategy.generation, len(archive)) == ("generations", 2, 16)
+
+
+def test_reports():
+    evaluations, generations = [], []
+    run(
+        20,
+        on_evaluation=lambda *args: evaluations.append(args),
+        on_generation=lambda new, state: generations.append((new, state["generation"])),
+    )
+    assert [(len(new), generation) for new, generation in generations] == [(8, 1), (8, 2), (4, 3)]
+    assert [args[:2] for args in evaluations[-4:]] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert {args[3] for args in evaluations} == {"search"}
+    assert evaluations[0][2] == generations[0][0][-1].details  # in the order of completion
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        (math.nan, "fitness must be finite, got nan"),
+        (-math.inf, "fitness must be finite, got -inf"),
+        ("good", "number"),
+        (None, "number"),
+    ],
+)
+def test_what_is_no_fitness_becomes_the_worst(value, error):
+    def sometimes(phenotype):
+        return {"fitness": value} if unpack(phenotype)[1] < 0 else sphere(phenotype)
+
+    reports = []
+    strategy, archive, _ = run(40, objective=Sphere(sometimes), on_evaluation=lambda *args: reports.append(args[2]))
+    failed = [e for e in archive if e.error is not None]
+    assert failed
+    assert all(error in e.error and e.fitness == WORST_FITNESS for e in failed)
+    assert {r["fitness"] for r in reports if "error" in r} == {WORST_FITNESS}
+    assert math.isfinite(strategy.best[1])
+    assert strategy.best[1] == archive.best().fitness
+
+
+def test_a_failed_phenotype_is_not_tried_again():
+    executor = Inline()
+
+    def fails_low(phenotype):
+        if unpack(phenotype)[0] > 0:
+            raise RuntimeError("no")
+        return sphere(phenotype)
+
+    _, archive, _ = run(60, executor=executor, objective=Sphere(fails_low, digits=0))
+    assert any(e.error == "RuntimeError: no" for e in archive)
+    assert len(executor.ran) == len(set(executor.ran))
+
+
+def test_when_everything_fails_nothing_is_kept_and_the_reason_is_raised():
+    def fails(phenotype):
+        raise OSError("disk full")
+
+    archive, strategy, kept = Archive(), new_strategy(), []
+    with pytest.raises(SearchError, match=r"all 8 of generation 0 .* failed; the first: OSError: disk full"):
+        run(30, strategy, archive, objective=Sphere(fails), on_generation=lambda *args: kept.append(args))
+    assert (len(archive), strategy.generation, kept) == (0, 0, [])
+
+
+def test_a_last_generation_of_one_may_fail():
+    strategy, archive, _ = run(8)
+
+    def fails(phenotype):
+        raise OSError("disk full")
+
+    run(9, strategy, archive, objective=Sphere(fails))
+    assert archive.history()[-1].error == "OSError: disk full"
+
+
+@pytest.mark.parametrize(("name", "value"), [("evaluations", 0), ("generations", 0)])
+def test_wrong_budgets_are_refused(name, value):
+    with pytest.raises(SearchError, match=f"{name} must be at least 1, got 0"):
+        run(**{name: value})

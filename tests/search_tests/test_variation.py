@@ -1,0 +1,69 @@
+import random
+
+import pytest
+
+from search import Choice, Real, Space
+from search.individual import Individual
+from search.variation import cross_blocks, mutate
+
+SPACE = Space(((Choice(3), Real(0.0, 1.0, 0.2)), (Real(-2.0, 2.0, 0.5), Choice(1)), (Choice(2),)))
+LOW, HIGH = [0.0, 0.0, -2.0, 0.0, 0.0], [2.0, 1.0, 2.0, 0.0, 1.0]
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    random.seed(0)
+
+
+def test_crossover_exchanges_whole_blocks_in_place():
+    seen = set()
+    for _ in range(100):
+        first, second = Individual(LOW), Individual(HIGH)
+        assert cross_blocks(first, second, SPACE) == (first, second)
+        for part in SPACE.slices:
+            assert (first[part], second[part]) in [(LOW[part], HIGH[part]), (HIGH[part], LOW[part])]
+        seen.add(tuple(first))
+    assert len(seen) == 8  # each of the three blocks on its own
+
+
+@pytest.mark.parametrize(("swap", "expected"), [(0.0, LOW), (1.0, HIGH)])
+def test_crossover_probability(swap, expected):
+    first, _ = cross_blocks(Individual(LOW), Individual(HIGH), SPACE, swap)
+    assert first == expected
+
+
+@pytest.mark.parametrize("start", [LOW, HIGH])
+@pytest.mark.parametrize("rate", [0.0, 0.1, 1.0])
+def test_mutation_changes_at_least_one_gene_and_stays_in_the_space(start, rate):
+    for _ in range(200):
+        individual = Individual(start)
+        assert mutate(individual, SPACE, rate) == (individual,)
+        assert individual != start
+        assert individual[3] == 0.0
+        SPACE.check(individual)
+
+
+def test_mutation_rate_is_the_share_of_changed_genes():
+    space = Space(((Choice(4),) * 200,))
+    changed = sum(value != 0 for value in mutate(Individual([0.0] * 200), space, 0.3)[0])
+    assert 40 <= changed <= 80  # 60 ± 3 standard deviations of 6.5
+
+
+def test_a_mutated_choice_takes_every_other_value():
+    space = Space(((Choice(4),),))
+    assert {mutate(Individual([1.0]), space, 1.0)[0][0] for _ in range(100)} == {0.0, 2.0, 3.0}
+
+
+def test_strength_scales_the_steps():
+    space = Space(((Real(-1e6, 1e6, 2.0),),))
+
+    def step(strength):
+        return sum(abs(mutate(Individual([0.0]), space, 1.0, strength)[0][0]) for _ in range(500)) / 500
+
+    assert step(1.0) == pytest.approx(1.6, rel=0.15)  # E|N(0, 2)| = 2 √(2/π)
+    assert step(10.0) == pytest.approx(16.0, rel=0.15)
+
+
+def test_a_space_of_one_point_stays():
+    space = Space(((Choice(1),),))
+    assert mutate(Individual([0.0]), space, 1.0) == ([0.0],)

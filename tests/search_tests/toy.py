@@ -1,0 +1,117 @@
+"""A sphere with choices, and an executor without processes."""
+
+import os
+import signal
+import struct
+import time
+from pathlib import Path
+
+from search import Choice, Failure, Real, Space
+
+SPACE = Space(((Choice(4), Real(-1.0, 1.0, 0.3), Real(0.0, 1.0, 0.3)),) * 4)
+RIGHT = [2.0, 0.3, 0.7, 1.0, -0.5, 0.2, 3.0, 0.1, 0.9, 0.0, 0.6, 0.4]
+INITIAL = [[0.0, 0.0, 1.0] * 4, [1.0, 0.0, 0.5] * 4, [2.0, 0.0, 0.0] * 4]
+
+
+def fitness(genome):
+    pairs = zip(SPACE.genes, genome, RIGHT, strict=True)
+    return -sum(float(a != b) if isinstance(gene, Choice) else (a - b) ** 2 for gene, a, b in pairs)
+
+
+def unpack(phenotype):
+    return struct.unpack(f"{len(SPACE)}d", phenotype)
+
+
+def sphere(phenotype):
+    genome = unpack(phenotype)
+    return {"fitness": fitness(genome), "cost": sum(genome)}
+
+
+class Sphere:
+    """Phenotypes are coarse, so that different genomes share one."""
+
+    def __init__(self, evaluate=sphere, digits=2):
+        self.evaluate = evaluate
+        self.digits = digits
+
+    def phenotype(self, genome):
+        return struct.pack(f"{len(SPACE)}d", *(round(value, self.digits) + 0.0 for value in genome))
+
+
+class Inline:
+    """Runs in the driver and delivers backwards."""
+
+    def __init__(self):
+        self.ran = []
+
+    def run(self, function, items):
+        for index in reversed(range(len(items))):
+            self.ran.append(items[index])
+            try:
+                yield index, function(items[index])
+            except Exception as error:  # noqa: BLE001
+                yield index, Failure(f"{type(error).__name__}: {error}")
+
+    def close(self):
+        pass
+
+
+def square(item):
+    return item * item
+
+
+def slow_first(item):
+    time.sleep(0.5 if item == 0 else 0.0)
+    return item
+
+
+def odd_fails(item):
+    if item % 2:
+        raise ValueError(f"odd: {item}")
+    return item
+
+
+class Unpicklable(Exception):
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+
+def raises_unpicklable(item):
+    raise Unpicklable(item, item)
+
+
+def leaves(item):
+    raise SystemExit(3)
+
+
+def environment(item):
+    return os.getpid(), os.environ["OMP_NUM_THREADS"], signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def die_at_three(item):
+    time.sleep(0.02)
+    if item == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
+def die_once(item):
+    marker, value = item
+    if value == 3 and not Path(marker).exists():
+        Path(marker).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return value
+
+
+class DyingSphere:
+    """Kills its worker at about one phenotype in eleven, once."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __call__(self, phenotype):
+        marker = Path(self.folder) / f"{sum(phenotype)}"
+        if sum(phenotype) % 11 == 0 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return sphere(phenotype)
