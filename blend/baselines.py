@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from blend.budget import CostModel, Scores, keep_mask, uniform
 from blend.encoding import Clusters, Encoding
-from blend.formula import Blender, reproducing_offsets
+from blend.formula import Blender, GroupFormula, normalised, reproducing_offsets
 from criteria.graph import ChannelGraph, Keep
 from criteria.scores import ScoreTable
 
@@ -61,22 +61,20 @@ class Contest:
         return [*(single for single in singles if single is not None), *blends, self._random_masks()]
 
     def _single(self, criterion: str, allocation: str) -> Baseline | None:
-        raw = {name: self.table.get(criterion, name) for name in self.clusters}
-        scores = {name: values for name, values in raw.items() if values is not None}
-        missing = sorted(set(self.clusters) - set(scores))
-        if missing and allocation == "global":
+        missing = sorted(group for group in self.clusters if self.table.get(criterion, group) is None)
+        if missing and (allocation == "global" or len(missing) == len(self.clusters)):
             return None  # its scores do not reach all groups, so they cannot be ranked against each other
         note = f"cannot rank {', '.join(missing)}: left whole" if missing else ""
+        scores = {group: raw for group in self.clusters if (raw := self.table.get(criterion, group)) is not None}
         factors = {group: {criterion: 1.0} if group in scores else {} for group in self.clusters}
         return self._baseline(criterion, "single", allocation, scores, factors, note)
 
     def _uniform_blend(self, allocation: str) -> Baseline:
         factors = self.encoding.uniform_factors()
-        parts = {
-            group: np.mean([self.blender.normalised_part(name, group) for name in part], axis=0)
-            for group, part in factors.items()
+        scores = {
+            group: self.blender.blended(group, GroupFormula(normalised(part))) for group, part in factors.items()
         }
-        return self._baseline("uniform-blend", "uniform_blend", allocation, parts, factors, "")
+        return self._baseline("uniform-blend", "uniform_blend", allocation, scores, factors, "")
 
     def _baseline(
         self,
@@ -87,22 +85,23 @@ class Contest:
         factors: Mapping[str, Mapping[str, float]],
         note: str,
     ) -> Baseline:
-        ranked = uniform(scores) if allocation == "uniform" else scores
-        keep = keep_mask(self.graph, ranked, self.reduction, self.cost, self.floor)
+        """The scores decide how many channels each group gives; which ones, their formula, as it does for a genome."""
         if allocation == "uniform":
             offsets = {group: 0.0 if group in scores else PROTECTED for group in self.clusters}
         else:
-            offsets = reproducing_offsets(self.graph, keep)
+            offsets = reproducing_offsets(self.graph, self._keep(scores))
+        formula = {group: GroupFormula(normalised(factors[group]), offsets[group]) for group in scores}
+        keep = self._keep(self.blender.scores(formula))
         exact = self.encoding.offsets or (allocation == "uniform" and not note)
         genome = tuple(self.encoding.encode(factors, offsets)) if exact else None
         return Baseline(name, kind, allocation, (keep,), genome, note)
 
+    def _keep(self, scores: Scores) -> Keep:
+        return keep_mask(self.graph, scores, self.reduction, self.cost, self.floor)
+
     def _random_masks(self) -> Baseline:
         rng = np.random.default_rng([self.seed, 5])
-        masks = [
-            keep_mask(self.graph, uniform(self._random_scores(rng)), self.reduction, self.cost, self.floor)
-            for _ in range(RANDOM_MASKS)
-        ]
+        masks = [self._keep(uniform(self._random_scores(rng))) for _ in range(RANDOM_MASKS)]
         return Baseline("random-mask", "random_mask", "uniform", tuple(masks), None, f"mean of {RANDOM_MASKS}")
 
     def _random_scores(self, rng: np.random.Generator) -> dict[str, NDArray[np.float64]]:

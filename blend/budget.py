@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -35,19 +36,23 @@ class CostModel:
         if kind not in COSTS:
             raise InputError(f"cost must be one of {', '.join(COSTS)}, got '{kind}'{nearest(kind, COSTS)}")
         self.kind = kind
-        uses = graph.positions if kind == "macs" else _parameters(graph)
+        uses = graph.positions if kind == "macs" else dict.fromkeys(graph.parameters, 1)
         terms = [self._term(graph, tensor, count) for tensor, count in uses.items()]
         self._factors = np.array([factor for factor, _, _ in terms], dtype=np.float64)
         self._first = np.array([first for _, first, _ in terms], dtype=np.int64)
         self._second = np.array([second for _, _, second in terms], dtype=np.int64)
-        self._owners = np.concatenate([axis.owner for axis in graph.axes])
-        self._starts = np.cumsum([0] + [len(axis.owner) for axis in graph.axes])[:-1]
+        self._starts = np.array([where.start for where in graph.slices.values()])
+        # Every channel of a group owns as many positions of an axis as the first: how many stay decides, not which.
+        owned = [np.bincount(a.owner[a.owner >= 0], minlength=len(graph))[self._starts] for a in graph.axes]
+        fixed = [np.count_nonzero(axis.owner < 0) for axis in graph.axes]
+        self._owned = np.array([*owned, np.zeros_like(self._starts)], dtype=np.int64)  # (axes + 1, groups)
+        self._fixed = np.array([*fixed, 1], dtype=np.int64)  # the last one stands for an axis that is not there
         self.full = self(np.ones(len(graph), dtype=bool))
 
     def __call__(self, keep: Keep) -> int:
         """Cost of the network with these channels kept: MACs for one example, or a number of parameters."""
-        kept = np.append(keep, True)[self._owners]
-        counts = np.append(np.add.reduceat(kept, self._starts, dtype=np.int64), 1)
+        kept = np.add.reduceat(keep, self._starts, dtype=np.int64)
+        counts = self._fixed + self._owned @ kept
         return int((self._factors * counts[self._first] * counts[self._second]).sum())
 
     def reduction(self, keep: Keep) -> float:
@@ -58,11 +63,10 @@ class CostModel:
     def _term(graph: ChannelGraph, tensor: str, uses: int) -> tuple[float, int, int]:
         """A tensor's cost as a constant times the kept positions of up to two of its axes (-1: no such axis)."""
         axes = [number for number, axis in enumerate(graph.axes) if axis.tensor == tensor]
-        rest = float(np.prod(graph.shapes[tensor], dtype=np.float64)) * uses
-        for number in axes:
-            rest /= len(graph.axes[number].owner)
-        first, second = (*axes, -1, -1)[:2]
-        return rest, first, second
+        dims = {graph.axes[number].dim for number in axes}
+        rest = [size for dim, size in enumerate(graph.shapes[tensor]) if dim not in dims]
+        first, second = [*axes, -1, -1][:2]
+        return float(uses * math.prod(rest)), first, second
 
 
 def floors(graph: ChannelGraph, share: float = 0.1) -> dict[str, int]:
@@ -77,8 +81,8 @@ def keep_mask(
 
     The number of removed channels is found by bisection on the true cost. The last channel may have been a costly one
     and overshoot; so the others are offered their place back, the last removed first, as long as the reduction holds.
-    What is left is minimal: giving any single channel back would miss the reduction, so the achieved one lies less than
-    the cheapest removed channel's worth above the requested one. Inside a group, it is always the lowest scores that go.
+    What is left is minimal: giving any single channel back would miss the reduction, so that the achieved one lies less
+    than the cheapest removed channel's worth above the requested one. Inside a group, the lowest scores always go.
     Ties go by the order of the channels: the first one leaves first.
 
     Args:
@@ -157,7 +161,3 @@ def _without(graph: ChannelGraph, removed: NDArray[np.int64]) -> Keep:
     keep = np.ones(len(graph), dtype=bool)
     keep[removed] = False
     return keep
-
-
-def _parameters(graph: ChannelGraph) -> dict[str, int]:
-    return {name: 1 for name in graph.shapes if name in graph.parameters}

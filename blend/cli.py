@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 
 from blend import __version__
 from blend.errors import BlendError, InputError, Interrupted
+
+if TYPE_CHECKING:
+    from blend.config import SearchConfig
+    from blend.runs import Run
 
 DONE, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 3, 130
 
@@ -35,12 +39,12 @@ Options = Annotated[
     list[str], typer.Option("-o", "--option", metavar="KEY=VALUE", help="Passed to the task's function; repeatable.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random; tasks with a seed of their own get it, too.")]
+Seed = Annotated[str, typer.Option(metavar="N", help="Seed of everything random, the built-in networks' included.")]
 Ignore = Annotated[
     list[str], typer.Option(metavar="PATTERN", help="Layers whose channels must all stay, like 'head.*'; repeatable.")
 ]
 Criteria = Annotated[str, typer.Option(metavar="A,B,C", help="Criteria to blend; a good dozen by default.")]
-Reduction = Annotated[float, typer.Option(metavar="SHARE", help="Share of the cost to remove, in (0, 1).")]
+Reduction = Annotated[str, typer.Option(metavar="SHARE", help="Share of the cost to remove, in (0, 1).")]
 RUNS = Path("runs")
 
 
@@ -62,7 +66,7 @@ def _main(
 @app.command(epilog="Example:  blend search textures --reduction 0.5 --evaluations 600 --seed 1 --name first")
 def search(
     task: TaskArgument,
-    reduction: Reduction = 0.5,
+    reduction: Reduction = "0.5",
     cost: Annotated[str, typer.Option(help="What is reduced: macs or params.")] = "macs",
     allocation: Annotated[
         str, typer.Option(help="global: one ranking over all groups. uniform: the same share of each group.")
@@ -77,21 +81,21 @@ def search(
     fitness: Annotated[
         str, typer.Option(help="loss, or metric (better at reductions of 0.7 and more), on held-out data.")
     ] = "loss",
-    population: Annotated[int, typer.Option(help="Candidates per generation.")] = 16,
-    evaluations: Annotated[int, typer.Option(help="Candidates in all.")] = 600,
-    generations: Annotated[int | None, typer.Option(help="Stop after so many generations.")] = None,
+    population: Annotated[str, typer.Option(metavar="N", help="Candidates per generation.")] = "16",
+    evaluations: Annotated[str, typer.Option(metavar="N", help="Candidates in all.")] = "600",
+    generations: Annotated[str | None, typer.Option(metavar="N", help="Stop after so many generations.")] = None,
     random_search: Annotated[
         bool, typer.Option(help="Also spend the same budget on random search, as a control.")
     ] = True,
     recalibration_images: Annotated[
-        int, typer.Option(help="Calibration images that BatchNorm is re-estimated on for each candidate.")
-    ] = 256,
-    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 64,
-    floor: Annotated[float, typer.Option(metavar="SHARE", help="Share of each group that always stays.")] = 0.1,
+        str, typer.Option(metavar="N", help="Calibration images that BatchNorm is re-estimated on for each candidate.")
+    ] = "256",
+    batch_size: Annotated[str, typer.Option(metavar="N", help="Images per forward pass.")] = "64",
+    floor: Annotated[str, typer.Option(metavar="SHARE", help="Share of each group that always stays.")] = "0.1",
     ignore: Ignore = [],  # noqa: B006
     option: Options = [],  # noqa: B006
-    seed: Seed = 0,
-    workers: Annotated[int | None, typer.Option(help="Worker processes; one per core by default.")] = None,
+    seed: Seed = "0",
+    workers: Annotated[str | None, typer.Option(metavar="N", help="Worker processes; one per core by default.")] = None,
     executor: Annotated[str, typer.Option(help="Where evaluations run: local.")] = "local",
     runs_dir: RunsDir = RUNS,
     name: Annotated[str | None, typer.Option(help="Name of the run; made of task, reduction and seed.")] = None,
@@ -106,16 +110,17 @@ def search(
     from joblib import cpu_count
 
     from blend.config import parse_options, search_config
+    from blend.runs import run_folder
 
     config = search_config(
         task=task, options=parse_options(option), reduction=reduction, cost=cost, allocation=allocation,
         encoding=encoding, criteria=_names(criteria), normalisation=normalisation,
-        clusters=int(clusters) if clusters.isdigit() else clusters, clustering=clustering, fitness=fitness,
+        clusters=clusters, clustering=clustering, fitness=fitness,
         population=population, evaluations=evaluations, generations=generations, random_search=random_search,
         recalibration_images=recalibration_images, batch_size=batch_size, floor=floor, ignore=tuple(ignore), seed=seed,
         workers=cpu_count(only_physical_cores=True) if workers is None else workers, executor=executor,
     )  # fmt: skip
-    folder = runs_dir / (name or _free_name(runs_dir, config.task, reduction, seed))
+    folder = run_folder(runs_dir, _free_name(runs_dir, config) if name is None else name)
 
     from blend.pipeline import start
 
@@ -125,7 +130,7 @@ def search(
 @app.command(epilog="Example:  blend resume first")
 def resume(
     run: RunArgument,
-    workers: Annotated[int | None, typer.Option(help="Worker processes; as before by default.")] = None,
+    workers: Annotated[str | None, typer.Option(metavar="N", help="Worker processes; as before by default.")] = None,
     runs_dir: RunsDir = RUNS,
     as_json: Json = False,
 ) -> None:
@@ -133,16 +138,16 @@ def resume(
 
     The result is the same as if it had never stopped.
     """
+    from blend.config import search_config
     from blend.runs import open_run
 
-    if workers is not None and workers < 1:
-        raise InputError(f"workers must be at least 1, got {workers}")
     found = open_run(runs_dir, run)
     found.check_resumable()
+    config = found.config if workers is None else search_config(**{**found.config.model_dump(), "workers": workers})
 
     from blend.pipeline import resume as go_on
 
-    _finish(go_on(found, workers), as_json)
+    _finish(go_on(found, config.workers), as_json)
 
 
 @app.command("list", epilog="Example:  blend list --runs-dir /data/runs")
@@ -211,13 +216,13 @@ def criteria(as_json: Json = False) -> None:
 @app.command(epilog="Example:  blend compare textures --criteria l1,l2,fpgm,taylor_fo")
 def compare(
     task: TaskArgument,
-    reduction: Reduction = 0.5,
+    reduction: Reduction = "0.5",
     criteria: Criteria = "",
     clusters: Annotated[str, typer.Option(metavar="K", help="Clusters per group: a number, or silhouette.")] = "3",
     clustering: Annotated[str, typer.Option(help="agglomerative or kmeans.")] = "agglomerative",
     ignore: Ignore = [],  # noqa: B006
     option: Options = [],  # noqa: B006
-    seed: Seed = 0,
+    seed: Seed = "0",
     as_json: Json = False,
 ) -> None:
     """Tell which criteria say the same on a network, without a search: correlations, clusters, overlap of the tails."""
@@ -225,7 +230,7 @@ def compare(
 
     config = search_config(
         task=task, options=parse_options(option), reduction=reduction, criteria=_names(criteria), seed=seed,
-        clusters=int(clusters) if clusters.isdigit() else clusters, clustering=clustering, ignore=tuple(ignore),
+        clusters=clusters, clustering=clustering, ignore=tuple(ignore),
     )  # fmt: skip
 
     from blend.problem import prepare
@@ -272,19 +277,25 @@ def run(arguments: list[str]) -> int:
     """Runs one command and returns its exit code: 0 done, 2 bad input, 3 failed, 130 interrupted."""
     try:
         return int(app(arguments, standalone_mode=False) or DONE)
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message(), file=sys.stderr)
-        return BAD_INPUT
-    except click.ClickException as error:
-        return _complain(error.format_message().rstrip("."), BAD_INPUT)
-    except InputError as error:
-        return _complain(error, BAD_INPUT)
-    except (KeyboardInterrupt, click.Abort):
-        return _complain("interrupted", INTERRUPTED)
     except Interrupted as error:
         return _complain(error, INTERRUPTED)
+    except (KeyboardInterrupt, typer.Abort):
+        return _complain("interrupted", INTERRUPTED)
+    except InputError as error:
+        return _complain(error, BAD_INPUT)
     except BlendError as error:
         return _complain(error, FAILED)
+    except typer.TyperException as error:
+        # A missing argument, an unknown command or option; without any arguments, the help is on the screen already.
+        return _complain(usage, BAD_INPUT) if (usage := _usage_error(error)) else BAD_INPUT
+    except Exception:  # noqa: BLE001 — a fault of this program: everything is told, and the exit code says "failed"
+        traceback.print_exc()
+        return FAILED
+
+
+def _usage_error(error: typer.TyperException) -> str:
+    message = getattr(error, "format_message", error.__str__)()
+    return str(message).rstrip(".")
 
 
 def _complain(reason: object, code: int) -> int:
@@ -293,7 +304,7 @@ def _complain(reason: object, code: int) -> int:
     return code
 
 
-def _finish(run: Any, as_json: bool) -> None:
+def _finish(run: Run, as_json: bool) -> None:
     from blend.report import print_result, summary
 
     print_result(run)
@@ -309,8 +320,9 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _free_name(runs_dir: Path, task: str, reduction: float, seed: int) -> str:
+def _free_name(runs_dir: Path, config: SearchConfig) -> str:
     """A name that says what the run is, with a number where it is taken."""
-    stem = f"{Path(task.rpartition(':')[0] or task).stem}-{reduction:g}-{seed}"
-    names = (stem, *(f"{stem}-{number}" for number in range(2, 1_000_000)))
+    task = Path(config.task.rpartition(":")[0] or config.task).stem
+    stem = f"{task}-{config.reduction:g}-seed{config.seed}"
+    names = (stem, *(f"{stem}-{number}" for number in range(2, 100_000)))
     return next(name for name in names if not (runs_dir / name).exists())

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from blend.errors import InputError
+from blend.errors import InputError, nearest
 
 MAX_SEED = 2**32 - 1
+QUOTED = r"'(.*?)'"
 
 
 class SearchConfig(BaseModel):
@@ -25,7 +27,7 @@ class SearchConfig(BaseModel):
     encoding: Literal["cluster", "shared"] = "cluster"
     criteria: tuple[str, ...] = ()
     normalisation: Literal["rank", "minmax", "z"] = "rank"
-    clusters: Annotated[int, Field(ge=1)] | Literal["silhouette"] = 3
+    clusters: int | Literal["silhouette"] = 3
     clustering: Literal["agglomerative", "kmeans"] = "agglomerative"
     fitness: Literal["loss", "metric"] = "loss"
     population: Annotated[int, Field(ge=4)] = 16
@@ -40,12 +42,16 @@ class SearchConfig(BaseModel):
     floor: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     ignore: tuple[str, ...] = ()
 
-    @field_validator("reduction", mode="before")
+    @field_validator("clusters", mode="before")
     @classmethod
-    def _reduction_in_range(cls, value: Any) -> Any:
-        if isinstance(value, float) and not 0.0 < value < 1.0:
-            raise ValueError(f"must be in (0, 1), got {value:g}")
-        return value
+    def _number_or_silhouette(cls, value: Any) -> Any:
+        try:
+            number = int(value)
+        except ValueError:
+            number = 0
+        if value != "silhouette" and number < 1:
+            raise ValueError(f"must be a number of at least 1 or 'silhouette', got {value!r}")
+        return number or value
 
 
 def search_config(**values: Any) -> SearchConfig:
@@ -79,8 +85,22 @@ def parse_options(pairs: Sequence[str]) -> dict[str, str]:
 
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
-    name = str(problem["loc"][0]) if problem["loc"] else "configuration"
-    if problem["type"] == "value_error":
-        return f"{name} {problem['msg'].removeprefix('Value error, ')}"
-    rule = problem["msg"].removeprefix("Input should be ")
-    return f"{name} must be {rule}, got {problem['input']!r}"
+    name, value, limits = str(problem["loc"][0]), problem["input"], problem.get("ctx", {})
+    match problem["type"]:
+        case "value_error":
+            return f"{name} {problem['msg'].removeprefix('Value error, ')}"
+        case "extra_forbidden":
+            return f"there is no parameter '{name}'{nearest(name, SearchConfig.model_fields)}"
+        case "literal_error":
+            expected = limits["expected"]
+            return f"{name} must be {expected}, got {value!r}{nearest(str(value), re.findall(QUOTED, expected))}"
+        case "int_parsing" | "int_type" | "int_from_float":
+            return f"{name} must be a whole number, got {value!r}"
+        case "float_parsing" | "float_type":
+            return f"{name} must be a number, got {value!r}"
+        case "greater_than" | "less_than" if name == "reduction":
+            return f"reduction must be in (0, 1), got {value}"
+        case "greater_than_equal":
+            return f"{name} must be at least {limits['ge']:g}, got {value}"
+        case _:
+            return f"{name}: {problem['msg']}, got {value!r}"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from blend.budget import CostModel
 from blend.pruning import PrunedNetwork, recalibrate, single_thread
-from blend.task import Split, Splits, Task
+from blend.task import Split, Splits, Task, task_function
 from criteria.graph import ChannelGraph, Keep
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -128,10 +128,12 @@ class Workspace:
 
     Attributes:
         folder: Where it is.
+        task: The task's name; its module is imported before the network is unpickled.
         token: Tells this writing from earlier ones, so that a living worker does not use an old network.
     """
 
     folder: str
+    task: str
     token: str
 
     def write(self, task: Task, graph: ChannelGraph, splits: Splits, settings: Settings) -> None:
@@ -187,6 +189,7 @@ class TestEvaluation:
 
 @lru_cache(maxsize=1)
 def _load_judge(workspace: Workspace) -> Judge:
+    task_function(workspace.task)
     with (Path(workspace.folder) / "judge.pickle").open("rb") as file:
         model, graph, loss, metric, settings = pickle.load(file)
     return Judge(model, graph, loss, metric, _loaded(workspace, "calibration"), settings)

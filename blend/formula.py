@@ -63,15 +63,25 @@ class Blender:
     def normalised_part(self, criterion: str, group: str) -> NDArray[np.float64]:
         """One criterion's normalised scores in a group, before any factor."""
         if (criterion, group) not in self._parts:
-            scores = self.table.get(criterion, group)
-            if scores is None:
-                raise InputError(f"criterion '{criterion}' has no usable scores in group '{group}'")
-            self._parts[criterion, group] = normalise(scores, self.normalisation)
+            self._parts[criterion, group] = normalise(self._usable(criterion, group), self.normalisation)
         return self._parts[criterion, group]
 
-    def _score(self, group: str, part: GroupFormula) -> NDArray[np.float64]:
+    def blended(self, group: str, part: GroupFormula) -> NDArray[np.float64]:
+        """The weighted sum of the normalised criteria that speak in a group, before it is calibrated."""
         total = sum(factor * self.normalised_part(name, group) for name, factor in part.factors)
-        return part.offset + normalise(np.asarray(total, dtype=np.float64), "rank")
+        return np.asarray(total, dtype=np.float64)
+
+    def _score(self, group: str, part: GroupFormula) -> NDArray[np.float64]:
+        # A criterion that speaks alone keeps its own order: normalising it could make scores equal by rounding.
+        alone = len(part.factors) == 1
+        values = self._usable(part.factors[0][0], group) if alone else self.blended(group, part)
+        return part.offset + normalise(values, "rank")
+
+    def _usable(self, criterion: str, group: str) -> NDArray[np.float64]:
+        scores = self.table.get(criterion, group)
+        if scores is None:
+            raise InputError(f"criterion '{criterion}' has no usable scores in group '{group}'")
+        return scores
 
 
 def reproducing_offsets(graph: ChannelGraph, keep: Keep) -> dict[str, float]:

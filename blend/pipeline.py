@@ -79,7 +79,8 @@ class _Execution:
         self.workers = workers
         self.archive = Archive(run.evaluations())
         self.started = time.monotonic() - float(run.get("seconds", 0.0))
-        self.workspace = Workspace(str((run.folder / WORK).resolve()), token=f"{os.getpid()}-{time.time_ns()}")
+        scratch = str((run.folder / WORK).resolve())
+        self.workspace = Workspace(scratch, self.config.task, token=f"{os.getpid()}-{time.time_ns()}")
         self.objective = BlendObjective(
             problem.encoding, problem.blender, problem.graph, problem.cost, problem.floor, self.config.reduction,
             HeldoutEvaluation(self.workspace),

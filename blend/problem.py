@@ -19,14 +19,14 @@ from blend.encoding import ClusterEncoding, Clusters, Encoding, SharedEncoding
 from blend.errors import InputError
 from blend.formula import Blender
 from blend.progress import progress, say
-from blend.pruning import check_slicing
+from blend.pruning import check_slicing, single_thread
 from blend.task import Splits, Task, check_task, load_task
 from criteria import CRITERIA, ChannelGraph, Criterion, CriterionError, ScoreTable, cluster, collect, score_table
 
 DEFAULT_CRITERIA = (
-    "l1", "l2", "fpgm", "bn_scale", "taylor_l1", "taylor_l2", "taylor_fo", "fisher", "obd",
-    "mean_activation", "apoz", "hrank",
+    "l1", "l2", "fpgm", "bn_scale", "taylor_l1", "taylor_l2", "taylor_fo", "fisher", "mean_activation", "apoz", "hrank",
 )  # fmt: skip
+"""What is blended unless criteria are chosen: all that cost about one forward and backward pass; ``obd`` costs more."""
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,9 @@ def _score(
 ) -> ScoreTable:
     needs = frozenset[str]().union(*(criterion.needs for criterion in criteria))
     total = math.ceil(len(splits.calibration) / config.batch_size)
-    with progress("collecting statistics", total) as bar:
+    with single_thread(), progress("collecting statistics", total) as bar:
         batches = splits.calibration.batches(config.batch_size)
+        # One thread, so that the scores are the same bits whatever the number of cores.
         stats = collect(
             task.model, graph, batches, task.loss, needs, seed=config.seed, on_batch=lambda *_: bar.advance(1)
         )

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from blend.errors import InputError
-from criteria.graph import BATCH_NORM, CONV, INSTANCE_NORM, ChannelGraph, Keep
+from criteria.graph import ChannelGraph, Indices, Keep
+from criteria.layers import BATCH_NORM, is_depthwise, refit
 
 TOLERANCE = 1e-3  # of a masked against a sliced network, relative to the largest output; float32 rounding is ~1e-6
 
@@ -31,13 +31,18 @@ class PrunedNetwork:
     def __init__(self, model: nn.Module, graph: ChannelGraph) -> None:
         self.graph = graph
         self.shell = copy.deepcopy(model).eval().requires_grad_(False)
-        self._slots = {name: _Slot(self.shell, name) for name in dict.fromkeys(axis.tensor for axis in graph.axes)}
-        self._originals = {name: slot.get().clone() for name, slot in self._slots.items()}
-        self._norms = [m for m in self.shell.modules() if isinstance(m, BATCH_NORM) and m.track_running_stats]
-        self._statistics = [_copied_statistics(norm) for norm in self._norms]
-        self._depthwise = [
-            m for m in self.shell.modules() if isinstance(m, CONV) and m.groups == m.out_channels == m.in_channels > 1
-        ]
+        self._tensors: dict[str, Tensor] = self.shell.state_dict(keep_vars=True)
+        # Recalibration writes to the statistics of BatchNorm, so that they are copied for every candidate.
+        self._statistics = frozenset(
+            f"{name}.{key}"
+            for name, module in self.shell.named_modules()
+            if isinstance(module, BATCH_NORM)
+            for key, _ in module.named_buffers(recurse=False)
+        )
+        self._owners, self._plan = _slicing_plan(graph, self._statistics)
+        self._originals = {name: self._tensors[name].detach().clone() for name in self._plan}
+        touched = {name.rpartition(".")[0] for name in self._plan}
+        self._layers = [(m, is_depthwise(m)) for name, m in self.shell.named_modules() if name in touched]
 
     def prune(self, keep: Keep) -> nn.Module:
         """Slices the network to the kept channels.
@@ -48,17 +53,17 @@ class PrunedNetwork:
         Returns:
             The shell with the sliced tensors; valid until the next call. Statistics of BatchNorm are the original's.
         """
-        for norm, statistics in zip(self._norms, self._statistics, strict=True):
-            _restore_statistics(norm, statistics)
-        sliced = dict(self._originals)
         kept = np.append(keep, True)  # owner -1 reads the last one: positions that no group owns stay
-        for axis in self.graph.axes:
-            positions = torch.from_numpy(np.flatnonzero(kept[axis.owner]))
-            if len(positions) < len(axis.owner):
-                sliced[axis.tensor] = sliced[axis.tensor].index_select(axis.dim, positions)
-        for name, tensor in sliced.items():
-            self._slots[name].set(tensor, original=tensor is self._originals[name])
-        self._fit_attributes()
+        positions = [torch.from_numpy(np.flatnonzero(kept[owner])) for owner in self._owners]
+        for name, axes in self._plan.items():
+            original = tensor = self._originals[name]
+            for dim, owner in axes:
+                if len(positions[owner]) < tensor.shape[dim]:
+                    tensor = tensor.index_select(dim, positions[owner].to(tensor.device))
+            shared = tensor is original and name in self._statistics
+            self._tensors[name].data = tensor.clone() if shared else tensor
+        for layer, depthwise in self._layers:
+            refit(layer, depthwise)
         return self.shell
 
     def mask(self, keep: Keep) -> nn.Module:
@@ -67,61 +72,44 @@ class PrunedNetwork:
         The outputs equal those of :meth:`prune`; this is the reference that the slicing plan is checked against.
         """
         self.prune(np.ones_like(keep))
-        kept = torch.from_numpy(np.append(keep, True))
+        kept = np.append(keep, True)
         for axis in self.graph.axes:
             if axis.consumes:
-                weight = self._slots[axis.tensor].get()
-                shape = [-1 if dim == axis.dim else 1 for dim in range(weight.ndim)]
-                self._slots[axis.tensor].set(weight * kept[torch.from_numpy(axis.owner)].view(shape).to(weight.dtype))
+                tensor = self._tensors[axis.tensor]
+                shape = [-1 if dim == axis.dim else 1 for dim in range(tensor.ndim)]
+                tensor.data = tensor.data * torch.from_numpy(kept[axis.owner]).view(shape).to(tensor)
         return self.shell
 
     def extract(self, keep: Keep) -> nn.Module:
-        """A physically smaller network of its own, with its parameters trainable."""
-        network = copy.deepcopy(self.prune(keep))
-        return network.requires_grad_(True)
-
-    def _fit_attributes(self) -> None:
-        """Makes what the modules say of themselves true; only ``groups`` and normalised shapes change results."""
-        for conv in self._depthwise:
-            conv.groups = conv.weight.shape[0]
-        for module in self.shell.modules():
-            if isinstance(module, CONV):
-                out, into = (1, 0) if module.transposed else (0, 1)
-                module.out_channels = module.weight.shape[out] * (module.groups if module.transposed else 1)
-                module.in_channels = module.weight.shape[into] * (1 if module.transposed else module.groups)
-            elif isinstance(module, nn.Linear):
-                module.out_features, module.in_features = module.weight.shape
-            elif isinstance(module, (*BATCH_NORM, *INSTANCE_NORM)):
-                known = module.weight if module.weight is not None else module.running_mean
-                module.num_features = len(known) if known is not None else module.num_features
+        """A physically smaller network of its own, in evaluation mode, with its parameters trainable."""
+        return copy.deepcopy(self.prune(keep)).requires_grad_(True)
 
 
 def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
     """Re-estimates the BatchNorm statistics of a pruned network, in place.
 
     Statistics are reset and averaged over the batches (cumulative average); weights, dropout and everything else stay
-    in evaluation mode. Without labels and without gradients.
+    in evaluation mode. Without labels and without gradients. Without any batch, statistics stay as they are.
 
     Args:
         network: A network in evaluation mode.
-        batches: Inputs from the calibration split.
+        batches: Inputs from the calibration split, best of equal size: each counts the same.
     """
     norms = [module for module in network.modules() if isinstance(module, BATCH_NORM) and module.track_running_stats]
-    if not norms:
-        return
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
+    before = [(norm.momentum, norm.training) for norm in norms]
     try:
         with torch.no_grad():
-            for inputs in batches:
+            for number, inputs in enumerate(batches if norms else ()):
+                if number == 0:
+                    for norm in norms:
+                        norm.reset_running_stats()
+                        norm.momentum = None
+                        norm.train()
                 network(inputs)
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, (momentum, training) in zip(norms, before, strict=True):
             norm.momentum = momentum
-            norm.eval()
+            norm.train(training)
 
 
 def check_slicing(model: nn.Module, graph: ChannelGraph, example_input: Tensor, seed: int = 0) -> None:
@@ -171,31 +159,16 @@ def single_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-class _Slot:
-    """A tensor's place in its module; getting and setting it without the checks of ``nn.Module``."""
-
-    def __init__(self, model: nn.Module, tensor: str) -> None:
-        path, _, self.key = tensor.rpartition(".")
-        module = model.get_submodule(path)
-        self.is_parameter = self.key in module._parameters
-        self.store: dict[str, Any] = module._parameters if self.is_parameter else module._buffers
-
-    def get(self) -> Tensor:
-        tensor: Tensor = self.store[self.key]
-        return tensor.detach()
-
-    def set(self, tensor: Tensor, original: bool = False) -> None:
-        if self.is_parameter:
-            tensor = nn.Parameter(tensor, requires_grad=False)
-        elif original:
-            tensor = tensor.clone()  # buffers are written to by recalibration
-        self.store[self.key] = tensor
-
-
-def _copied_statistics(norm: nn.Module) -> dict[str, Tensor]:
-    return {key: tensor.clone() for key, tensor in norm.named_buffers(recurse=False)}
-
-
-def _restore_statistics(norm: nn.Module, statistics: dict[str, Tensor]) -> None:
-    for key, tensor in statistics.items():
-        norm._buffers[key] = tensor.clone()
+def _slicing_plan(
+    graph: ChannelGraph, statistics: Iterable[str]
+) -> tuple[list[Indices], dict[str, list[tuple[int, int]]]]:
+    """The different owners, and for each tensor its sliced dimensions with the number of their owner."""
+    numbers: dict[bytes, int] = {}
+    owners: list[Indices] = []
+    plan: dict[str, list[tuple[int, int]]] = {name: [] for name in statistics}
+    for axis in graph.axes:
+        number = numbers.setdefault(axis.owner.tobytes(), len(owners))
+        if number == len(owners):
+            owners.append(axis.owner)
+        plan.setdefault(axis.tensor, []).append((axis.dim, number))
+    return owners, plan

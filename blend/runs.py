@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -209,21 +210,33 @@ class Run:
         return (self.folder / LOCK).open()
 
 
+def run_folder(runs_dir: Path, name: str) -> Path:
+    """Where a run of that name lies.
+
+    Raises:
+        InputError: If the name is not that of a plain, visible folder.
+    """
+    if not name or name.startswith(".") or Path(name).name != name:
+        raise InputError(f"name must be a plain folder name, got '{name}'")
+    return runs_dir / name
+
+
 def check_free(folder: Path) -> None:
     """Refuses a run folder that exists, or whose parent cannot be written to.
 
     Raises:
         InputError: Saying which.
     """
-    if not folder.name or folder.name.startswith(".") or "/" in folder.name:
-        raise InputError(f"name must be a plain folder name, got '{folder.name}'")
     if folder.exists():
         raise InputError(f"name '{folder.name}' is taken: '{folder}' exists")
     parent = folder.parent
     while not parent.exists():
         parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"runs-dir must be a folder that can be written to, got '{folder.parent}'")
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise InputError(f"runs-dir must be a folder that can be written to, got '{folder.parent}': {error}") from error
 
 
 def open_run(runs_dir: Path, name: str) -> Run:

@@ -22,13 +22,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from criteria.errors import GraphError
+from criteria.forward import watch_forward
+from criteria.layers import BATCH_NORM, WEIGHTED, channel_axes, is_depthwise, unsliceable
 
 Indices = NDArray[np.int64]
 Keep = NDArray[np.bool_]
-
-CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-INSTANCE_NORM = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,8 @@ class Member:
 
     Attributes:
         layer: Dotted name of the module.
-        channels: For each position of the axis, the channel of the group that it belongs to, or -1.
+        channels: For each position of the axis, the channel of the group that it belongs to, or -1 where it belongs to
+            none. Every channel of the group has equally many positions.
         norm: For producers, the BatchNorm that reads the layer's output directly, if there is one.
     """
 
@@ -106,14 +105,15 @@ class ChannelGraph:
         Args:
             model: The network.
             example_input: A batch that it accepts.
-            ignore: Patterns (as in :mod:`fnmatch`) of layers whose output channels must stay.
+            ignore: Patterns (as in :mod:`fnmatch`) of layers whose output channels must stay. What holds for a module
+                holds for everything inside it.
 
         Returns:
             The graph, without the groups that reach the network's output.
 
         Raises:
-            GraphError: If a pattern matches nothing, a layer is frozen or of a kind that cannot be sliced, or no
-                prunable group is left.
+            GraphError: If a pattern matches nothing, a layer is frozen, shares its weights with another or is of a kind
+                that cannot be sliced, or no prunable group is left.
         """
         return _Tracer(model, example_input, ignore).graph()
 
@@ -146,127 +146,100 @@ class _Tracer:
     """Runs the network once and turns torch-pruning's dependency groups into plain data."""
 
     def __init__(self, model: nn.Module, example_input: Tensor, ignore: Sequence[str]) -> None:
-        _refuse_frozen(model, ignore)
-        self.model = copy.deepcopy(model).eval()
+        self.ignored = _matching_layers(model, ignore)
+        _refuse_frozen(model, self.ignored)
+        try:
+            self.model = copy.deepcopy(model).eval().requires_grad_(True)
+        except RuntimeError as error:
+            raise GraphError(f"the network cannot be copied: {error}") from error
         self.names = {module: name for name, module in self.model.named_modules()}
-        self.ignored = _matching_layers(self.model, ignore)
         self.input = example_input
-        self.order: list[str] = []
-        self.positions: dict[str, int] = {}
-        self.shapes = {name: tuple(t.shape) for name, t in self.model.state_dict().items()}
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(True)
-            self.shapes[name] = tuple(parameter.shape)
+        self.forward = watch_forward(self.model, self.names, example_input)
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
 
     def graph(self) -> ChannelGraph:
-        self._record_forward()
-        found = sorted(self._dependency_groups(), key=lambda item: self.order.index(item[0].name))
-        groups: list[ChannelGroup] = []
+        found = sorted(self._dependency_groups(), key=lambda item: self.forward.order.index(item[0].name))
         axes: dict[tuple[str, int], Axis] = {}
         offset = 0
         for group, slots in found:
             for slot in slots:
                 self._claim(axes, slot, offset)
-            groups.append(group)
             offset += group.size
-        if not groups:
-            raise GraphError(
-                "the network has no prunable channel group: every conv and linear layer is ignored or makes the output"
-            )
+        if not found:
+            raise GraphError("the network has no prunable channel group: all layers are ignored or make the output")
+        self._refuse_tied({axis.tensor for axis in axes.values()})
+        groups = tuple(group for group, _ in found)
         parameters = frozenset(name for name, _ in self.model.named_parameters())
-        return ChannelGraph(tuple(groups), tuple(axes.values()), self.shapes, self.positions, parameters)
-
-    def _record_forward(self) -> None:
-        """Notes the order of the layers and how many positions each weight is applied to."""
-
-        def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-            name = self.names[module]
-            self.order.append(name)
-            if isinstance(module, (*CONV, nn.Linear)):
-                transposed = isinstance(module, CONV) and module.transposed
-                seen, width = (inputs[0], _width(module, "in")) if transposed else (output, _width(module, "out"))
-                uses = seen.numel() // width // len(inputs[0])
-                self.positions[f"{name}.weight"] = self.positions.get(f"{name}.weight", 0) + uses
-
-        hooks = [module.register_forward_hook(note) for module in self.model.modules() if not list(module.children())]
-        try:
-            with torch.no_grad():
-                self.model(self.input)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        return ChannelGraph(groups, tuple(axes.values()), self.shapes, self.forward.positions, parameters)
 
     def _dependency_groups(self) -> Iterator[tuple[ChannelGroup, list[Axis]]]:
         graph = tp.DependencyGraph()
+        ignored = [module for module, name in self.names.items() if name in self.ignored]
         with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it warns of unwrapped parameters, which _slots handles
-            graph.build_dependency(self.model, example_inputs=self.input, verbose=False)
-            layers = (*CONV, nn.Linear)
-            for group in graph.get_all_groups(ignored_layers=self.ignored, root_module_types=list(layers)):
+            # A tuple, because of a bare tensor it would try the examples as arguments, one by one, first.
+            graph.build_dependency(self.model, example_inputs=(self.input,), verbose=False)
+            for group in graph.get_all_groups(ignored_layers=ignored, root_module_types=list(WEIGHTED)):
                 if not self._reaches_output(graph, group):
                     yield self._convert(graph, group)
 
     def _reaches_output(self, graph: Any, group: Any) -> bool:
         for dependency, _ in group:
             node = dependency.target
-            splits = isinstance(node.module, (*CONV, nn.Linear)) and not _is_depthwise(node.module)
-            if not node.outputs and (not splits or graph.is_out_channel_pruning_fn(dependency.handler)):
+            reads_only = isinstance(node.module, WEIGHTED) and not is_depthwise(node.module)
+            # A layer that is called again after it has made the output has readers, too.
+            at_end = not node.outputs or self.names.get(node.module, "") == self.forward.output
+            if at_end and (not reads_only or graph.is_out_channel_pruning_fn(dependency.handler)):
                 return True
         return False
 
     def _convert(self, graph: Any, group: Any) -> tuple[ChannelGroup, list[Axis]]:
+        root = self.names[group[0].dep.target.module]
         size = len(group[0].root_idxs)
         producers: dict[str, Member] = {}
         consumers: dict[str, Member] = {}
         slots: list[Axis] = []
         for item in group:
             node, out = item.dep.target, graph.is_out_channel_pruning_fn(item.dep.handler)
-            name = self._name_of(graph, node)
             axes = [
-                Axis(tensor, dim, self._owner(name, tensor, dim, item), reads)
-                for tensor, dim, reads in self._slots(node, name, out)
+                Axis(tensor, dim, self._owner(tensor, dim, item, size, root), reads)
+                for tensor, dim, reads in self._slots(graph, node, out, root)
             ]
             slots.extend(axes)
-            if isinstance(node.module, (*CONV, nn.Linear)):
-                member = Member(name, axes[0].owner)
-                if out or _is_depthwise(node.module):
-                    producers[name] = replace(member, norm=self._norm_after(node))
-                if not out or _is_depthwise(node.module):
-                    consumers[name] = member
-        made = tuple(sorted(producers.values(), key=lambda m: self.order.index(m.layer)))
-        read = tuple(sorted(consumers.values(), key=lambda m: self.order.index(m.layer)))
+            if isinstance(node.module, WEIGHTED):
+                member = Member(self.names[node.module], axes[0].owner)
+                if out or is_depthwise(node.module):
+                    producers[member.layer] = replace(member, norm=self._norm_after(node))
+                if not out or is_depthwise(node.module):
+                    consumers[member.layer] = member
+        made, read = self._in_order(producers), self._in_order(consumers)
         return ChannelGroup(made[0].layer, size, made, read), slots
 
-    def _owner(self, name: str, tensor: str, dim: int, item: Any) -> Indices:
+    def _in_order(self, members: dict[str, Member]) -> tuple[Member, ...]:
+        return tuple(sorted(members.values(), key=lambda member: self.forward.order.index(member.layer)))
+
+    def _owner(self, tensor: str, dim: int, item: Any, size: int, root: str) -> Indices:
+        if tensor not in self.shapes:
+            raise GraphError(_cannot(f"'{tensor}'", "is computed from other parameters", root))
         owner = np.full(self.shapes[tensor][dim], -1, dtype=np.int64)
         if max(item.idxs) >= len(owner):
-            raise GraphError(_cannot(name, "is coupled by an operation whose channel order is not understood"))
+            raise GraphError(_cannot(f"'{tensor}'", "follows an operation whose channel order is not understood", root))
         owner[item.idxs] = item.root_idxs
+        counts = np.bincount(owner[owner >= 0], minlength=size)
+        if counts.min() != counts.max():
+            raise GraphError(_cannot(f"'{tensor}'", f"holds only some of the channels that '{root}' makes", root))
         return owner
 
-    def _slots(self, node: Any, name: str, out: bool) -> Iterator[tuple[str, int, bool]]:
-        """The (tensor, dimension, reads the channels?) that a member owns; the weight first, then the bias."""
+    def _slots(self, graph: Any, node: Any, out: bool, root: str) -> Iterator[tuple[str, int, bool]]:
+        """The (tensor, dimension, reads the channels?) that a member of a group owns; the weight's first."""
         module = node.module
         if isinstance(module, nn.Parameter):
-            yield name, node.pruning_dim % module.ndim, False
-        elif isinstance(module, (*CONV, nn.Linear)):
-            grouped = isinstance(module, CONV) and module.groups > 1
-            if grouped and not _is_depthwise(module):
-                raise GraphError(_cannot(name, f"is a grouped convolution (groups={module.groups})"))
-            transposed = isinstance(module, CONV) and module.transposed
-            depthwise = _is_depthwise(module)
-            yield f"{name}.weight", 0 if depthwise else int(out == bool(transposed)), not out and not depthwise
-            if (out or depthwise) and module.bias is not None:
-                yield f"{name}.bias", 0, False
-        elif isinstance(module, (*BATCH_NORM, *INSTANCE_NORM)):
-            for key in ("weight", "bias", "running_mean", "running_var"):
-                if f"{name}.{key}" in self.shapes:
-                    yield f"{name}.{key}", 0, False
-        elif isinstance(module, nn.PReLU):
-            if module.num_parameters > 1:
-                yield f"{name}.weight", 0, False
-        elif not type(module).__module__.startswith("torch_pruning"):
-            raise GraphError(_cannot(name, f"is a {type(module).__name__}"))
+            yield str(graph._param_to_name[module]), node.pruning_dim % module.ndim, False
+        elif module in self.names:
+            if reason := unsliceable(module):
+                raise GraphError(_cannot(f"layer '{self.names[module]}'", reason, root))
+            for key, dim, reads in channel_axes(module, out):
+                yield f"{self.names[module]}.{key}", dim, reads
 
     def _claim(self, axes: dict[tuple[str, int], Axis], slot: Axis, offset: int) -> None:
         """Enters a group's positions of one axis; another group may own the rest of it (a concatenation)."""
@@ -275,13 +248,18 @@ class _Tracer:
         mine = slot.owner >= 0
         claimed = np.where(mine, slot.owner + offset, known.owner)
         if np.any(mine & (known.owner >= 0) & (known.owner != claimed)):
-            raise GraphError(_cannot(slot.tensor, "is claimed by two channel groups"))
+            raise GraphError(f"'{slot.tensor}' is claimed by two channel groups; leave the layers before it alone")
         axes[key] = replace(known, owner=claimed)
 
-    def _name_of(self, graph: Any, node: Any) -> str:
-        if isinstance(node.module, nn.Parameter):
-            return str(graph._param_to_name[node.module])
-        return str(self.names.get(node.module, ""))
+    def _refuse_tied(self, sliced: set[str]) -> None:
+        """A module may be called twice; two modules with one parameter would come apart when they are sliced."""
+        first: dict[int, str] = {}
+        for module, name in self.names.items():
+            for key, parameter in module.named_parameters(prefix=name, recurse=False):
+                other = first.setdefault(id(parameter), key)
+                if other != key and sliced & {key, other}:
+                    twins = f"parameter '{key}' is the same tensor as '{other}', which cannot be sliced"
+                    raise GraphError(f"{twins}; use one module twice, or leave the layers around them alone (ignore=)")
 
     def _norm_after(self, node: Any) -> str | None:
         readers = set(node.outputs)
@@ -291,34 +269,29 @@ class _Tracer:
         return self.names[module] if isinstance(module, BATCH_NORM) else None
 
 
-def _is_depthwise(module: nn.Module) -> bool:
-    return isinstance(module, CONV) and module.groups == module.out_channels == module.in_channels > 1
+def _cannot(what: str, why: str, root: str) -> str:
+    return f"{what} {why}, which cannot be sliced; leave the channels that reach it alone with ignore=['{root}']"
 
 
-def _width(module: nn.Module, side: str) -> int:
-    """Number of channels or features that a layer reads (``in``) or makes (``out``)."""
-    return int(getattr(module, f"{side}_features" if isinstance(module, nn.Linear) else f"{side}_channels"))
-
-
-def _cannot(name: str, why: str) -> str:
-    return f"layer '{name}' {why}, which cannot be sliced; leave the channels that reach it alone with ignore="
-
-
-def _matching_layers(model: nn.Module, ignore: Sequence[str]) -> list[nn.Module]:
-    named = [(name, module) for name, module in model.named_modules() if name]
+def _matching_layers(model: nn.Module, ignore: Sequence[str]) -> set[str]:
+    """Names of the modules that match a pattern, and of all inside them."""
+    names = [name for name, _ in model.named_modules() if name]
+    matching: set[str] = set()
     for pattern in ignore:
-        if not any(fnmatch.fnmatch(name, pattern) for name, _ in named):
-            raise GraphError(f"ignore: no layer matches '{pattern}'; the layers are called like '{named[0][0]}'")
-    return [module for name, module in named if any(fnmatch.fnmatch(name, pattern) for pattern in ignore)]
+        found = set(fnmatch.filter(names, pattern))
+        if not found:
+            raise GraphError(f"ignore: no layer matches '{pattern}'; the layers are called {', '.join(names[:3])}, ...")
+        matching |= found
+    return {name for name in names if any(f"{name}.".startswith(f"{outer}.") for outer in matching)}
 
 
-def _refuse_frozen(model: nn.Module, ignore: Sequence[str]) -> None:
+def _refuse_frozen(model: nn.Module, ignored: set[str]) -> None:
     """Frozen layers have no gradient to be scored by, and pruning them is rarely meant: say so instead of guessing."""
     for name, module in model.named_modules():
-        ignored = any(fnmatch.fnmatch(name, pattern) for pattern in ignore)
-        for key, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad and not ignored and isinstance(module, (*CONV, nn.Linear, *BATCH_NORM)):
-                full = f"{name}.{key}" if name else key
+        if name in ignored or not isinstance(module, (*WEIGHTED, *BATCH_NORM)):
+            continue
+        for full, parameter in module.named_parameters(prefix=name, recurse=False):
+            if not parameter.requires_grad:
                 raise GraphError(
                     f"parameter '{full}' is frozen (requires_grad=False); unfreeze it with requires_grad_(True) "
                     f"or leave its layer alone with ignore=['{name}']"

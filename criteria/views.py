@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,10 +63,10 @@ class Stat:
         """The tensor; on the class None, which is thereby the dataclass's default."""
         if view is None:
             return None
-        if self.name not in view.present:
+        value: Tensor | None = view.__dict__[self.name]
+        if value is None:
             need = next(need for need in NEEDS.values() if self.name in need.fields)
             raise CriterionError(f"{self.name!r} needs {need.what} {view.layer!r}; {need.absent}")
-        value: Tensor = view.__dict__[self.name]
         return value
 
     def __set__(self, view: "GroupStats", value: Tensor | None) -> None:
@@ -134,7 +134,7 @@ class GroupStats:
     @property
     def present(self) -> frozenset[str]:
         """Names of the statistics this view holds."""
-        return frozenset(name for need in NEEDS.values() for name in need.fields if self._value(name) is not None)
+        return frozenset(name for need in NEEDS.values() for name in need.fields if self.__dict__[name] is not None)
 
     def missing(self, needs: frozenset[str]) -> str | None:
         """What of ``needs`` this view lacks and why, as the end of a sentence; None if it has all."""
@@ -142,6 +142,3 @@ class GroupStats:
             if not self.present.issuperset(need.fields):
                 return f"needs {need.what} {self.layer!r}; {need.absent}"
         return None
-
-    def _value(self, name: str) -> Any:
-        return self.__dict__[name]

@@ -50,15 +50,12 @@ def digits(
     available = len(inputs) - HELDOUT - TEST
     if not 1 <= train_images <= available:
         raise InputError(f"train_images must be in [1, {available}], got {train_images}")
-    _, heldout, test = (
-        (inputs[start:stop], targets[start:stop])
-        for start, stop in ((0, available), (available, available + HELDOUT), (available + HELDOUT, len(inputs)))
-    )
+    heldout, test = slice(available, available + HELDOUT), slice(available + HELDOUT, None)
     return trained_task(
         "digits",
         train=(inputs[:train_images], targets[:train_images]),
-        heldout=heldout,
-        test=test,
+        heldout=(inputs[heldout], targets[heldout]),
+        test=(inputs[test], targets[test]),
         classes=10,
         network=network,
         width=width,

@@ -99,7 +99,7 @@ def textures(
         network=network,
         width=width,
         stem_stride=stem_stride,
-        recipe=Recipe(epochs, learning_rate),
+        recipe=Recipe(epochs, learning_rate, flip=True),
         seed=seed,
     )
 
@@ -152,7 +152,7 @@ def _draw(classes: Classes, rng: np.random.Generator) -> Bytes:
         inside[rows] = contains(x[rows], y[rows])
     front = _coloured(_pattern(texture, rng), rng, contrast=0.3)
     back = _coloured(_pattern(behind, rng), rng, contrast=0.12)
-    image = np.where(inside[:, None], front, back) + np.float32(0.06) * rng.standard_normal(front.shape, np.float32)
+    image = np.where(inside[:, None], front, back) + np.float32(0.09) * rng.standard_normal(front.shape, np.float32)
     painted: Bytes = (255 * image.clip(0, 1)).round().astype(np.uint8)
     return painted
 
@@ -173,7 +173,7 @@ def _grid(rng: np.random.Generator, n: int, offset: float, unit: tuple[float, fl
 
 def _pattern(kinds: Classes, rng: np.random.Generator) -> Floats:
     """Return values (n, 32, 32) in [-1, 1] of textures with random wavelengths of 4 to 7 pixels."""
-    x, y = _grid(rng, len(kinds), offset=8, unit=(4, 7))
+    x, y = _grid(rng, len(kinds), offset=4, unit=(4, 7))
     values = np.empty_like(x)
     for kind, texture in enumerate(TEXTURES):
         rows = kinds == kind

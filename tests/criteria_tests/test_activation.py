@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from tiny_networks import conv_net, graph, group, images, member
 from torch import nn
 
 from criteria import CRITERIA, CriterionError, GroupStats, activation, collect
+
+from .tiny_networks import conv_net, graph, group, images, member
 
 
 def test_means_and_shares_by_hand():
@@ -13,7 +14,7 @@ def test_means_and_shares_by_hand():
         model[0].weight.copy_(torch.tensor([1.0, -2.0]).view(2, 1, 1, 1))
     inputs = torch.tensor([[1.0, -1.0], [3.0, 0.0]]).view(1, 1, 2, 2)
     net_graph = graph(group("g", 2, [member("0", 2)], [member("2", 2)]))
-    (consumer,) = (v for v in collect(model, net_graph, [(inputs, inputs)], None, {"activation"})["g"] if v.side == "consumer")
+    (_, consumer) = collect(model, net_graph, [(inputs, inputs)], None, {"activation"})["g"]
     assert activation.mean_activation(consumer).tolist() == [1, 0.5]  # (1, 0, 3, 0) and (0, 2, 0, 0)
     assert activation.apoz(consumer).tolist() == [0.5, 0.25]
 
@@ -21,7 +22,8 @@ def test_means_and_shares_by_hand():
 def test_hrank_by_hand():
     eye, outer, zero = torch.eye(3), torch.ones(3, 3), torch.zeros(3, 3)
     maps = torch.stack([torch.stack([eye, outer, zero]), torch.stack([outer, outer, zero])])
-    assert activation.hrank(GroupStats("g", "conv", 3, side="consumer", maps=maps)).tolist() == [2, 1, 0]  # of ranks 3 and 1, 1 and 1, 0 and 0
+    scores = activation.hrank(GroupStats("g", "conv", 3, side="consumer", maps=maps))
+    assert scores.tolist() == [2, 1, 0]  # of ranks 3 and 1, 1 and 1, 0 and 0
 
 
 def test_hrank_where_no_maps_are_read():

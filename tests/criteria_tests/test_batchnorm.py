@@ -1,9 +1,10 @@
 import pytest
 import torch
-from tiny_networks import conv_net, graph, group, member
 from torch import nn
 
 from criteria import CRITERIA, CriterionError, GroupStats, batchnorm, collect
+
+from .tiny_networks import conv_net, graph, group, member
 
 
 def test_bn_scale_by_hand():
@@ -25,5 +26,6 @@ def test_bn_scale_without_a_scale(norm):
     model.stem.add_module("conv", nn.Conv2d(1, 2, 1))
     model.add_module("norm", nn.BatchNorm2d(2, affine=False))
     view = collect(model, graph(group("g", 2, [member("stem.conv", 2, norm)])), [], None, ())["g"][0]
-    with pytest.raises(CriterionError, match=r"^criterion 'bn_scale' needs BatchNorm after 'stem.conv'; there is none$"):
+    message = r"^criterion 'bn_scale' needs BatchNorm after 'stem\.conv'; there is none$"
+    with pytest.raises(CriterionError, match=message):
         CRITERIA.get("bn_scale")(view)

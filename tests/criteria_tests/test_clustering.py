@@ -2,9 +2,21 @@ import json
 
 import numpy as np
 import pytest
+from scipy.cluster import hierarchy
+from scipy.spatial.distance import squareform
 from scipy.stats import spearmanr
 
-from criteria import Cluster, CriterionError, Note, ScoreTable, cluster, mean_spearman, redundancy, spearman, tail_overlap
+from criteria import (
+    Cluster,
+    CriterionError,
+    Note,
+    ScoreTable,
+    cluster,
+    mean_spearman,
+    redundancy,
+    spearman,
+    tail_overlap,
+)
 
 
 def table_of(notes=(), **scores):
@@ -88,13 +100,29 @@ def test_duplicates_never_vote_twice(method):
 
 
 def test_average_linkage_by_hand():
-    # ρ(x, y) = 0.8, ρ(x, z) = 0.4, ρ(y, z) = 0.2 (d² sums 4, 12, 16 of n = 4 would not do: n = 5, ρ = 1 - Σd²/20).
+    # Squared rank differences of 4, 10 and 6 in all: ρ = 1 - 6 Σd² / (n³ - n) = 1 - Σd² / 20.
     table = table_of(x=[1, 2, 3, 4, 5], y=[2, 1, 3, 5, 4], z=[3, 2, 1, 5, 4])
     rho = spearman(table, "g")[1]
     np.testing.assert_allclose(rho, [[1, 0.8, 0.5], [0.8, 1, 0.7], [0.5, 0.7, 1]], rtol=1e-11)
     assert members(cluster(table, "g", k=2)) == [{"x", "y"}, {"z"}]
     whole = cluster(table, "g", k=1)
-    assert whole == (Cluster(("y", "x", "z"), "y"),)  # distances 0.2 + 0.3 < 0.2 + 0.5 and 0.5 + 0.3
+    assert whole == (Cluster(("y", "x", "z"), "y"),)  # 0.2 + 0.3 away from the others; x is 0.2 + 0.5, z 0.5 + 0.3
+
+
+def test_linkage_is_average_as_scipy_understands_it():
+    def partition(distance, names, linkage):
+        labels = hierarchy.fcluster(hierarchy.linkage(squareform(distance), linkage), 3, "maxclust")
+        return {frozenset(np.array(names)[labels == label].tolist()) for label in labels}
+
+    unlike_single = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        table = table_of(**{f"c{i}": rng.normal(size=20) for i in range(8)})
+        names, rho = spearman(table, "g")
+        found = {frozenset(c.criteria) for c in cluster(table, "g", k=3)}
+        assert found == partition(1 - rho, names, "average")
+        unlike_single += found != partition(1 - rho, names, "single")
+    assert unlike_single > 10
 
 
 @pytest.mark.parametrize("method", ["agglomerative", "kmeans"])

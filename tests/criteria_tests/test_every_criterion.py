@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_networks import conv_net, images
 
 from criteria import CRITERIA, NEEDS, CriterionError, GroupStats, collect, score_table
+
+from .tiny_networks import conv_net, images
 
 EVERY = pytest.mark.parametrize("criterion", CRITERIA, ids=lambda criterion: criterion.name)
 SHAPES = {"weight": (6, 9), "weight_gradient": (6, 9), "hessian_diagonal": (6, 9), "maps": (5, 6, 4, 4)}

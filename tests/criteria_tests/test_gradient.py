@@ -8,10 +8,11 @@ d²L/dw² = v_i² mean of x² = (2, 2) and (½, ½)
 
 import pytest
 import torch
-from tiny_networks import graph, group, half_squared_error, member, two_examples, two_linear
 from torch import nn
 
 from criteria import CRITERIA, collect
+
+from .tiny_networks import graph, group, half_squared_error, member, two_examples, two_linear
 
 
 def score(name, batches):

@@ -1,8 +1,9 @@
 import pytest
 import torch
-from tiny_networks import two_linear
 
 from criteria import GroupStats, collect, magnitude
+
+from .tiny_networks import two_linear
 
 
 def test_norms_by_hand():

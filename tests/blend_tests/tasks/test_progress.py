@@ -1,6 +1,7 @@
 import io
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 
@@ -13,13 +14,16 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture
-def terminal(monkeypatch, capsys):  # capsys first: it puts its own stderr in place
-    stream = Terminal()
-    monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "160")
-    return stream
+@contextmanager
+def terminal():
+    """Put a terminal in the place of stderr; not a fixture, because pytest puts its own there before the test."""
+    with pytest.MonkeyPatch.context() as patch:
+        stream = Terminal()
+        patch.setattr(sys, "stderr", stream)
+        patch.setenv("TERM", "xterm")
+        patch.setenv("COLUMNS", "160")
+        yield stream
+        assert sys.stderr is stream
 
 
 @pytest.fixture
@@ -78,26 +82,25 @@ def test_a_failure_is_not_shown_as_done(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_terminal_gets_a_bar_and_messages_above_it(terminal, capsys):
-    with progress("training [a]", 4) as bar:
+def test_a_terminal_gets_a_bar_and_messages_above_it(capsys):
+    with terminal() as stream, progress("training [a]", 4) as bar:
         bar.advance(3, loss=0.25)
         say("a note")
         print("to stdout")
         bar.advance()
-    shown = terminal.getvalue()
-    assert sys.stderr is terminal
+    shown = stream.getvalue()
     assert "a note" in shown
     for part in ("training [a]", "100%", "4/4", "/s", "loss 0.25", "━"):
         assert part in shown, part
     assert capsys.readouterr().out == "to stdout\n"
 
 
-def test_a_bar_inside_a_bar_becomes_lines(terminal):
-    with progress("outer", 2) as outer, progress("inner", 1) as inner:
+def test_a_bar_inside_a_bar_becomes_lines():
+    with terminal() as stream, progress("outer", 2) as outer, progress("inner", 1) as inner:
         inner.advance()
         outer.advance()
-    assert "inner  100%  1/1" in terminal.getvalue()
-    assert "outer" in terminal.getvalue()
+    assert "inner  100%  1/1" in stream.getvalue()
+    assert "outer" in stream.getvalue()
 
 
 def test_rich_is_imported_only_for_a_terminal():

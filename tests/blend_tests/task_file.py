@@ -1,0 +1,38 @@
+"""A task as a user writes it; the tests copy this file to other places and break it in every way."""
+
+import torch
+from torch import nn
+
+from blend import Task
+
+
+class SmallNetwork(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(),
+            nn.Conv2d(12, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(2),
+        )  # fmt: skip
+        self.head = nn.Linear(16 * 4, 4)
+
+    def forward(self, x):
+        return self.head(self.features(x).flatten(1))
+
+
+def small(seed: int = 0, steps: int = 30):
+    """Four classes told apart by the quadrant that is bright."""
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.arange(480) % 4
+    inputs = torch.randn(480, 1, 8, 8, generator=generator)
+    for image, quadrant in zip(inputs, targets.tolist(), strict=True):
+        row, column = divmod(quadrant, 2)
+        image[:, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 0.6
+    torch.manual_seed(seed)
+    model = SmallNetwork()
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(model(inputs[:160]), targets[:160]).backward()
+        optimiser.step()
+    splits = [(inputs[i : i + 160], targets[i : i + 160]) for i in (0, 160, 320)]
+    return Task(model.eval(), inputs[:2], calibration=splits[0], heldout=splits[1], test=splits[2])

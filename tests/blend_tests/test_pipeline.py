@@ -1,0 +1,194 @@
+"""The whole path, really run: same seed, same bytes; stopped in any way and resumed, same bytes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from blend.blended import BlendedCriterion
+from blend.config import search_config
+from blend.errors import InputError
+from blend.pipeline import resume, start
+from blend.report import summary
+from blend.runs import EXPORT, FIGURE, SCORES, Run
+
+TASK = f"{Path(__file__).parent / 'task_file.py'}:small"
+CRITERIA = ("l1", "fpgm", "bn_scale", "taylor_fo", "apoz")
+BLEND = (sys.executable, "-m", "blend")
+
+
+def config(**changes):
+    values = {"task": TASK, "evaluations": 48, "population": 8, "criteria": CRITERIA}
+    return search_config(**{**values, **changes})
+
+
+def history(run):
+    """Everything that was evaluated, apart from how long it took."""
+    return [
+        (e.number, e.phase, e.generation, e.genome, e.phenotype, e.fitness, e.details, e.cached, e.error)
+        for e in run.evaluations()
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return start(config(), tmp_path_factory.mktemp("runs") / "undisturbed")
+
+
+def assert_same(run, other):
+    assert history(run) == history(other)
+    assert (run.folder / EXPORT).read_bytes() == (other.folder / EXPORT).read_bytes()
+
+
+class TestAFinishedRun:
+    def test_leaves_its_artefacts_and_no_scratch(self, undisturbed):
+        left = {path.name for path in undisturbed.folder.iterdir()}
+        assert {EXPORT, FIGURE, SCORES, "config.json", "run.db"} <= left
+        assert "work" not in left
+        assert undisturbed.status == "finished"
+
+    def test_summary_keeps_its_promise(self, undisturbed):
+        about = summary(undisturbed)
+        assert set(about) >= {
+            "id", "status", "task", "seed", "reduction", "achieved_reduction", "cost", "generation", "generations",
+            "evaluations", "unique_evaluations", "seconds", "best", "baselines", "unpruned", "margin", "artefacts",
+        }  # fmt: skip
+        assert set(about["best"]) >= {"fitness", "heldout_metric", "test_metric"}
+        assert all(set(b) >= {"name", "kind", "fitness", "heldout_metric", "test_metric"} for b in about["baselines"])
+        assert set(about["margin"]) >= {"heldout", "test", "test_ci95"}
+        assert about["evaluations"] == 48
+        json.dumps(about)
+
+    def test_has_every_kind_of_baseline_once(self, undisturbed):
+        names = [(b["kind"], b["name"], b["allocation"]) for b in summary(undisturbed)["baselines"]]
+        assert len(names) == len(set(names))
+        for criterion in CRITERIA:
+            assert ("single", criterion, "uniform") in names
+            assert ("single", criterion, "global") in names
+        assert {kind for kind, _, _ in names} == {"single", "uniform_blend", "random_mask", "random_search"}
+
+    def test_is_never_worse_on_heldout_data_than_what_it_started_from(self, undisturbed):
+        about = summary(undisturbed)
+        started_from = [b["fitness"] for b in about["baselines"] if b["kind"] in ("single", "uniform_blend")]
+        assert about["best"]["fitness"] >= max(started_from)
+
+    def test_first_population_holds_the_baselines(self, undisturbed):
+        singles = {e.phenotype for e in undisturbed.evaluations() if e.phase == "baseline"}
+        first = [e for e in undisturbed.evaluations() if e.phase == "search" and e.generation == 0]
+        assert sum(e.phenotype in singles for e in first) >= 12  # 5 singles and the uniform blend, two allocations
+
+    def test_reduction_is_reached_and_hardly_exceeded(self, undisturbed):
+        for evaluation in undisturbed.evaluations()[1:]:
+            assert 0.5 <= evaluation.details["reduction"] < 0.6
+
+    def test_export_reproduces_the_winner(self, undisturbed):
+        from blend.evaluation import pack
+        from blend.task import load_task
+        from criteria import ChannelGraph
+
+        task = load_task(TASK)
+        graph = ChannelGraph.build(task.model, task.example_input)
+        criterion = BlendedCriterion.load(undisturbed.folder / EXPORT)
+        assert pack(criterion.keep_mask(graph)) == undisturbed.best("search").phenotype
+
+    def test_test_data_is_opened_only_at_the_end(self, undisturbed):
+        assert all("test" not in key for e in undisturbed.evaluations() for key in e.details)
+
+    def test_cannot_be_resumed(self, undisturbed):
+        with pytest.raises(InputError, match="'undisturbed' is finished"):
+            resume(undisturbed)
+
+
+class TestSameBytes:
+    def test_for_two_workers(self, undisturbed, tmp_path):
+        assert_same(start(config(workers=2), tmp_path / "two"), undisturbed)
+
+    def test_but_not_for_another_seed(self, undisturbed, tmp_path):
+        other = start(config(seed=1, random_search=False), tmp_path / "other")
+        assert history(other) != history(undisturbed)
+
+    @pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 1), (signal.SIGTERM, 2)])
+    def test_interrupted_in_a_generation_and_resumed(self, undisturbed, tmp_path, number, workers):
+        process = launch(tmp_path, workers)
+        wait_for_generation(tmp_path / "cut", process)
+        os.killpg(process.pid, number)  # as a terminal does: the workers get it, too
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "blend resume" in stderr.splitlines()[-1]
+        cut = Run(tmp_path / "cut")
+        assert cut.status == "interrupted"
+        assert 0 < cut.counts()["evaluations"] < 48
+        assert_same(resume(cut, workers=3 - workers), undisturbed)
+
+    def test_killed_and_resumed(self, undisturbed, tmp_path):
+        process = launch(tmp_path, workers=2)
+        wait_for_generation(tmp_path / "cut", process)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(timeout=60)
+        cut = Run(tmp_path / "cut")
+        assert cut.status == "interrupted"
+        assert_same(resume(cut), undisturbed)
+
+    def test_stopped_by_command_and_resumed(self, undisturbed, tmp_path):
+        process = launch(tmp_path, workers=1)
+        wait_for_generation(tmp_path / "cut", process)
+        subprocess.run([*BLEND, "stop", "cut", "--runs-dir", tmp_path], check=True, capture_output=True)
+        process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert_same(resume(Run(tmp_path / "cut")), undisturbed)
+
+    def test_resume_of_a_running_run_is_refused(self, tmp_path):
+        process = launch(tmp_path, workers=1)
+        wait_for_generation(tmp_path / "cut", process)
+        second = subprocess.run([*BLEND, "resume", "cut", "--runs-dir", tmp_path], capture_output=True, text=True)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert second.returncode == 2
+        assert second.stderr.strip() == "error: run 'cut' is running; there is nothing to resume"
+
+
+class TestResumeRefuses:
+    def test_another_network(self, tmp_path):
+        source = Path(TASK.partition(":")[0]).read_text()
+        (tmp_path / "task.py").write_text(source)
+        process = launch(tmp_path, workers=1, task=f"{tmp_path / 'task.py'}:small")
+        wait_for_generation(tmp_path / "cut", process)
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=60)
+        before = history(Run(tmp_path / "cut"))
+        (tmp_path / "task.py").write_text(source.replace("lr=0.1", "lr=0.05"))
+        second = subprocess.run([*BLEND, "resume", "cut", "--runs-dir", tmp_path], capture_output=True, text=True)
+        assert second.returncode == 2
+        assert "the task's weights is not what the run began with" in second.stderr
+        assert history(Run(tmp_path / "cut")) == before
+
+
+def test_uniform_allocation_takes_the_same_share_of_every_group(tmp_path):
+    run = start(config(allocation="uniform", encoding="shared", evaluations=16), tmp_path / "uniform")
+    criterion = BlendedCriterion.load(run.folder / EXPORT)
+    assert {group.offset for group in criterion.groups} == {0.0}
+    assert run.status == "finished"
+
+
+def launch(folder, workers, task=TASK):
+    """Starts a search as a user does, in a process group of its own."""
+    arguments = ["search", task, "--evaluations", "48", "--population", "8", "--workers", str(workers)]
+    arguments += ["--criteria", ",".join(CRITERIA), "--runs-dir", str(folder), "--name", "cut"]
+    return subprocess.Popen(
+        [*BLEND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def wait_for_generation(folder, process, generations=1):
+    """Waits until so many generations of the search are committed."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if (folder / "run.db").exists() and Run(folder).counts()["generations_done"] >= generations:
+            return
+        time.sleep(0.005)
+    pytest.fail(f"no generation was committed: {process.communicate()[1] if process.poll() is not None else 'timeout'}")
