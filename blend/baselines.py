@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from blend.budget import CostModel, Scores, keep_mask, uniform
+from blend.budget import CostModel, Scores, is_reachable, keep_mask, uniform
 from blend.encoding import Clusters, Encoding
 from blend.formula import Blender, GroupFormula, normalised, reproducing_offsets
 from criteria.graph import ChannelGraph, Keep
@@ -61,19 +62,20 @@ class Contest:
         return [*(single for single in singles if single is not None), *blends, self._random_masks()]
 
     def _single(self, criterion: str, allocation: str) -> Baseline | None:
+        """None where the groups that a criterion cannot rank keep it from being compared with the others."""
         missing = sorted(group for group in self.clusters if self.table.get(criterion, group) is None)
         if missing and (allocation == "global" or len(missing) == len(self.clusters)):
             return None  # its scores do not reach all groups, so they cannot be ranked against each other
         note = f"cannot rank {', '.join(missing)}: left whole" if missing else ""
         scores = {group: raw for group in self.clusters if (raw := self.table.get(criterion, group)) is not None}
         factors = {group: {criterion: 1.0} if group in scores else {} for group in self.clusters}
+        if missing and not is_reachable(self.graph, scores, self.reduction, self.cost, self.floor):
+            return None
         return self._baseline(criterion, "single", allocation, scores, factors, note)
 
     def _uniform_blend(self, allocation: str) -> Baseline:
         factors = self.encoding.uniform_factors()
-        scores = {
-            group: self.blender.blended(group, GroupFormula(normalised(part))) for group, part in factors.items()
-        }
+        scores = {group: self.blender.blended(group, GroupFormula(normalised(part))) for group, part in factors.items()}
         return self._baseline("uniform-blend", "uniform_blend", allocation, scores, factors, "")
 
     def _baseline(
@@ -89,12 +91,18 @@ class Contest:
         if allocation == "uniform":
             offsets = {group: 0.0 if group in scores else PROTECTED for group in self.clusters}
         else:
-            offsets = reproducing_offsets(self.graph, self._keep(scores))
+            offsets = reproducing_offsets(self.graph, self._keep(scores), self._level)
         formula = {group: GroupFormula(normalised(factors[group]), offsets[group]) for group in scores}
         keep = self._keep(self.blender.scores(formula))
         exact = self.encoding.offsets or (allocation == "uniform" and not note)
         genome = tuple(self.encoding.encode(factors, offsets)) if exact else None
         return Baseline(name, kind, allocation, (keep,), genome, note)
+
+    @cached_property
+    def _level(self) -> float:
+        """Where uniform allocation, with all its offsets zero, cuts the ranking: the share that each group gives."""
+        scores = {group: self.blender.normalised_part(self.table.usable(group)[0], group) for group in self.clusters}
+        return float(np.mean([np.mean(~part) for _, part in self.graph.split(self._keep(uniform(scores)))]))
 
     def _keep(self, scores: Scores) -> Keep:
         return keep_mask(self.graph, scores, self.reduction, self.cost, self.floor)

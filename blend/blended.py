@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
-from blend.budget import CostModel, keep_mask
+from blend.budget import CostModel, floors, keep_mask
 from blend.errors import InputError
 from blend.formula import Blender, GroupFormula
 from blend.pruning import PrunedNetwork
@@ -81,6 +81,7 @@ class BlendedCriterion(_Strict):
     allocation: Literal["global", "uniform"]
     reduction: Annotated[float, Field(gt=0.0, lt=1.0)]
     cost: Literal["macs", "params"]
+    floor: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     criteria: tuple[dict[str, Any], ...]
     network: NetworkIdentity
     task: dict[str, Any]
@@ -122,6 +123,10 @@ class BlendedCriterion(_Strict):
             InputError: If the layout differs, naming the first difference.
         """
         self._check_layout(graph)
+        sizes = {group.name: group.size for group in graph.groups}
+        for group in self.groups:
+            if sizes.get(group.name) != group.size:
+                raise InputError(f"group '{group.name}' has {group.size} scores, but {sizes.get(group.name)} channels")
         return {group.name: np.array(group.scores) for group in self.groups}
 
     def recomputed_scores(self, table: ScoreTable) -> dict[str, NDArray[np.float64]]:
@@ -134,8 +139,10 @@ class BlendedCriterion(_Strict):
 
     def keep_mask(self, graph: ChannelGraph, reduction: float | None = None) -> Keep:
         """Which channels stay at a reduction (the searched one by default), by the frozen scores."""
-        scores = self.frozen_scores(graph)
-        return keep_mask(graph, scores, self.reduction if reduction is None else reduction, CostModel(graph, self.cost))
+        scores, cost = self.frozen_scores(graph), CostModel(graph, self.cost)
+        return keep_mask(
+            graph, scores, self.reduction if reduction is None else reduction, cost, floors(graph, self.floor)
+        )
 
     def prune(self, model: nn.Module, example_input: Tensor, reduction: float | None = None) -> nn.Module:
         """A physically smaller copy of a network; recalibrate or fine-tune it afterwards."""

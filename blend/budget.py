@@ -106,7 +106,7 @@ def keep_mask(
     if possible < reduction:
         raise InputError(
             f"reduction {reduction:g} of {cost.kind} cannot be reached: with the channels that must stay in each group "
-            f"the largest possible is {possible:.3f}"
+            f"the largest possible is {math.floor(possible * 1000) / 1000:.3f}"
         )
     while fewest < most:
         middle = (fewest + most) // 2
@@ -115,6 +115,13 @@ def keep_mask(
         else:
             most = middle
     return _refund(graph, order[:fewest], reduction, cost)
+
+
+def is_reachable(
+    graph: ChannelGraph, scores: Scores, reduction: float, cost: CostModel, floor: Mapping[str, int]
+) -> bool:
+    """Whether removing all that the scores and floors allow is enough for a reduction."""
+    return cost.reduction(_without(graph, _removal_order(graph, scores, floor))) >= reduction
 
 
 def uniform(scores: Scores) -> dict[str, NDArray[np.float64]]:

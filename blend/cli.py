@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -322,7 +323,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _free_name(runs_dir: Path, config: SearchConfig) -> str:
     """A name that says what the run is, with a number where it is taken."""
-    task = Path(config.task.rpartition(":")[0] or config.task).stem
+    task = re.sub(r"[^\w.-]+", "-", config.title)
     stem = f"{task}-{config.reduction:g}-seed{config.seed}"
     names = (stem, *(f"{stem}-{number}" for number in range(2, 100_000)))
     return next(name for name in names if not (runs_dir / name).exists())

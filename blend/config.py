@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -42,6 +43,17 @@ class SearchConfig(BaseModel):
     floor: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     ignore: tuple[str, ...] = ()
 
+    @property
+    def title(self) -> str:
+        """The task's name without the folders of a file."""
+        return task_title(self.task)
+
+    @field_validator("task")
+    @classmethod
+    def _findable_from_anywhere(cls, value: str) -> str:
+        place, colon, function = value.rpartition(":")
+        return f"{Path(place).expanduser().resolve()}:{function}" if colon and place.endswith(".py") else value
+
     @field_validator("clusters", mode="before")
     @classmethod
     def _number_or_silhouette(cls, value: Any) -> Any:
@@ -52,6 +64,20 @@ class SearchConfig(BaseModel):
         if value != "silhouette" and number < 1:
             raise ValueError(f"must be a number of at least 1 or 'silhouette', got {value!r}")
         return number or value
+
+    @field_validator("criteria")
+    @classmethod
+    def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"must be different from one another, got '{name}' twice")
+        return names
+
+
+def task_title(task: str) -> str:
+    """What reports call a task: ``file:function`` for ``path/to/file.py:function``, else its name as it is."""
+    place, _, function = task.rpartition(":")
+    return f"{Path(place).stem}:{function}" if place.endswith(".py") else task
 
 
 def search_config(**values: Any) -> SearchConfig:
@@ -89,6 +115,8 @@ def _first_problem(error: ValidationError) -> str:
     match problem["type"]:
         case "value_error":
             return f"{name} {problem['msg'].removeprefix('Value error, ')}"
+        case "missing":
+            return f"{name} must be given"
         case "extra_forbidden":
             return f"there is no parameter '{name}'{nearest(name, SearchConfig.model_fields)}"
         case "literal_error":

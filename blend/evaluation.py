@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import pickle
 from collections.abc import Callable, Iterator
@@ -114,9 +115,9 @@ class Judge:
         return math.fsum(losses) / len(split), np.concatenate(values)
 
     def _recalibration_batches(self) -> Iterator[Tensor]:
-        images, size = self.calibration[: self.settings.recalibration_images], self.settings.batch_size
-        for start in range(0, len(images), size):
-            yield images[start : start + size]
+        images = self.calibration[: self.settings.recalibration_images]
+        # As equal as can be: each batch counts the same, and one with a single image may have no variance.
+        yield from images.tensor_split(math.ceil(len(images) / self.settings.batch_size)) if len(images) else ()
 
 
 @dataclass(frozen=True)
@@ -214,5 +215,6 @@ def _loaded(workspace: Workspace, name: str) -> Tensor:
 
 def _fast_layout(model: nn.Module, inputs: Tensor) -> nn.Module:
     if inputs.ndim == 4:
-        return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        copied = copy.deepcopy(model)  # it would change the caller's
+        return copied.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
     return model

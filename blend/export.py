@@ -37,10 +37,9 @@ def blended_criterion(problem: Problem, best: Evaluation, result: dict[str, Any]
         allocation=config.allocation,
         reduction=config.reduction,
         cost=config.cost,
+        floor=config.floor,
         criteria=tuple({"name": c.name, "family": c.family, "reference": c.reference} for c in records),
-        network=NetworkIdentity(
-            layout=identity["layout"], weights=identity["weights"], shapes=problem.graph.shapes
-        ),
+        network=NetworkIdentity(layout=identity["layout"], weights=identity["weights"], shapes=problem.graph.shapes),
         task={
             "name": problem.task.name,
             "options": config.options,

@@ -84,10 +84,17 @@ class Blender:
         return scores
 
 
-def reproducing_offsets(graph: ChannelGraph, keep: Keep) -> dict[str, float]:
+def reproducing_offsets(graph: ChannelGraph, keep: Keep, level: float = 0.0) -> dict[str, float]:
     """Offsets with which a formula takes exactly as many channels of each group as a mask does.
 
-    A group of n channels that loses k of them gets -k/n: its first k ranks fall below zero, the others stay above. The
-    mask must be minimal, as those of :func:`blend.budget.keep_mask` are; then the ranking stops at the very same one.
+    A group of n channels that loses k of them gets ``level`` - k/n: its first k ranks fall below the level, the others
+    stay above. The mask must be minimal, as those of :func:`blend.budget.keep_mask` are; then the ranking stops at the
+    very same one.
+
+    Args:
+        graph: The channel graph.
+        keep: The mask.
+        level: Where the ranking is cut. The result does not depend on it; but genomes can only exchange groups when
+            theirs are cut at about the same level.
     """
-    return {group.name: -float(np.sum(~part)) / group.size for group, part in graph.split(keep)}
+    return {group.name: level - float(np.sum(~part)) / group.size for group, part in graph.split(keep)}

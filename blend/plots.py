@@ -23,7 +23,7 @@ def draw_result(run: Run, path: Path) -> None:
     course, comparison = figure.subplots(1, 2, width_ratios=(1, 1.1))
     _draw_course(course, run)
     _draw_comparison(comparison, run.get("result"))
-    figure.suptitle(f"{run.config.task}, {run.config.reduction:.0%} less {run.config.cost}, after recalibration")
+    figure.suptitle(f"{run.config.title}, {run.config.reduction:.0%} less {run.config.cost}, after recalibration")
     figure.savefig(path, dpi=130)
 
 

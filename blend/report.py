@@ -82,10 +82,11 @@ def runs_table(runs: list[Run]) -> Table:
     table = Table(box=None, header_style="bold")
     for column in ("run", "task", "status", "reduction", "generation", "evaluations", "held-out", "test", "margin"):
         table.add_column(column, justify="left" if column in ("run", "task", "status") else "right")
-    for about in map(summary, runs):
+    for run in runs:
+        about = summary(run)
         margin = about["margin"]
         table.add_row(
-            about["id"], about["task"], about["status"], f"{about['reduction']:g}",
+            about["id"], run.config.title, about["status"], f"{about['reduction']:g}",
             f"{about['generation']}/{about['generations']}", str(about["evaluations"]),
             _number(about["best"]["heldout_metric"]), _number(about["best"]["test_metric"]),
             f"{100 * margin['test']:+.1f}" if margin else "",
@@ -132,7 +133,7 @@ def _shade(rho: float | None) -> str:
 
 def _comparison(run: Run, about: dict[str, Any]) -> Table:
     result = run.get("result")
-    title = f"{about['id']}: {about['task']} with {about['reduction']:g} of its {about['cost']['kind']} removed"
+    title = f"{about['id']}: {run.config.title} with {about['reduction']:g} of its {about['cost']['kind']} removed"
     table = Table(title=title, box=None)
     for column in ("criterion", "allocation", "reduction", "fitness", "held-out", "test", ""):
         table.add_column(column, justify="left" if column in ("criterion", "allocation", "") else "right")

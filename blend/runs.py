@@ -11,6 +11,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from blend.errors import BlendError, InputError, nearest
 from search.archive import Evaluation
 
 SCHEMA = 1
+PATIENCE = 10  # times that a lock is tried
 CONFIG, DATABASE, LOCK, STOP, WORK = "config.json", "run.db", "run.lock", "stop", "work"
 SCORES, EXPORT, FIGURE = "scores.npz", "criterion.blend.json", "result.png"
 
@@ -58,8 +60,11 @@ class Run:
             raise InputError(f"'{folder}' is not a run folder: it has no {CONFIG} and {DATABASE}")
         self.folder = folder
         self._connection = sqlite3.connect(folder / DATABASE, timeout=30.0, isolation_level=None)
-        self._connection.execute("PRAGMA synchronous=FULL")
-        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        try:
+            self._connection.execute("PRAGMA synchronous=FULL")
+            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        except sqlite3.DatabaseError as error:
+            raise InputError(f"the {DATABASE} of run '{self.name}' cannot be read: {error}") from error
         if version != SCHEMA:
             raise InputError(f"run '{self.name}' has schema version {version}, this software reads version {SCHEMA}")
 
@@ -82,7 +87,7 @@ class Run:
             connection.executescript(f"{_TABLES} PRAGMA user_version={SCHEMA};")
             connection.close()
             draft.rename(folder)
-        except OSError as error:
+        except (OSError, sqlite3.Error) as error:
             shutil.rmtree(draft, ignore_errors=True)
             raise InputError(f"runs-dir must be a folder that can be written to: {error}") from error
         return cls(folder)
@@ -108,10 +113,10 @@ class Run:
     def commit(self, documents: dict[str, Any], evaluations: Iterable[Evaluation] = ()) -> None:
         """Writes documents and evaluations in one transaction: all of it is on disk afterwards, or nothing."""
         rows = [_row(evaluation) for evaluation in evaluations]
+        texts = [(key, json.dumps(value)) for key, value in documents.items()]
         try:
             self._connection.execute("BEGIN IMMEDIATE")
-            for key, value in documents.items():
-                self._connection.execute("REPLACE INTO documents VALUES (?, ?)", (key, json.dumps(value)))
+            self._connection.executemany("REPLACE INTO documents VALUES (?, ?)", texts)
             self._connection.executemany("INSERT INTO evaluations VALUES (?,?,?,?,?,?,?,?,?,?)", rows)
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
@@ -180,11 +185,10 @@ class Run:
             InputError: If another process holds it.
         """
         with (self.folder / LOCK).open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _locked(file):
                 file.seek(0)
-                raise InputError(f"run '{self.name}' is running (process {file.read().strip() or '?'})") from None
+                raise InputError(f"run '{self.name}' is running (process {file.read().strip() or '?'})")
+            (self.folder / STOP).unlink(missing_ok=True)  # it was meant for a process that is gone
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
@@ -254,8 +258,20 @@ def open_run(runs_dir: Path, name: str) -> Run:
 
 def all_runs(runs_dir: Path) -> list[Run]:
     """Every run under a directory, oldest first."""
-    folders = [path.parent for path in runs_dir.glob(f"*/{CONFIG}")]
+    folders = [path.parent for path in runs_dir.glob(f"[!.]*/{CONFIG}")]  # drafts of runs being made are hidden
     return [Run(folder) for folder in sorted(folders, key=lambda path: (path / CONFIG).stat().st_mtime)]
+
+
+def _locked(file: Any) -> bool:
+    """Locks a file for writing; tries for a moment, because readers who look whether it is locked hold it, too."""
+    for _ in range(PATIENCE):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.02)
+        else:
+            return True
+    return False
 
 
 def _row(e: Evaluation) -> tuple[Any, ...]:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from blend.config import task_title
 from blend.errors import InputError, described, nearest
 from blend.tasks.loading import call, find_function
 from blend.tasks.splits import Data, Split, check_disjoint, materialise
@@ -156,7 +157,7 @@ def load_task(spec: str, options: Mapping[str, str] = MappingProxyType({}), seed
     task = call(task_function(spec), spec, options, seed)
     if not isinstance(task, Task):
         raise InputError(f"task {spec} must return a blend.task.Task, got {type(task).__name__}")
-    task.name = task.name or spec
+    task.name = task.name or task_title(spec)
     return task
 
 

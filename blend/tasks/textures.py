@@ -45,7 +45,7 @@ TEXTURES: tuple[Callable[[Floats, Floats], Floats], ...] = (
     lambda x, y: np.sign(np.sin(TURN * x) * np.sin(TURN * y)),  # checks
     lambda x, y: np.sign(np.cos(TURN * x) + np.cos(TURN * y) - np.float32(0.6)),  # dots
     lambda x, y: np.sin(TURN * (x + np.abs(y % 2 - 1))),  # zigzags
-    lambda x, y: np.sin(TURN * np.hypot(x, y)),  # ripples
+    lambda x, y: np.where(y % 2 < 1.4, np.sin(TURN * x), np.float32(-1)),  # dashes
 )
 
 CLASSES = len(SHAPES) * len(TEXTURES)
@@ -173,7 +173,7 @@ def _grid(rng: np.random.Generator, n: int, offset: float, unit: tuple[float, fl
 
 def _pattern(kinds: Classes, rng: np.random.Generator) -> Floats:
     """Return values (n, 32, 32) in [-1, 1] of textures with random wavelengths of 4 to 7 pixels."""
-    x, y = _grid(rng, len(kinds), offset=4, unit=(4, 7))
+    x, y = _grid(rng, len(kinds), offset=8, unit=(4, 7))
     values = np.empty_like(x)
     for kind, texture in enumerate(TEXTURES):
         rows = kinds == kind

@@ -1,0 +1,29 @@
+"""``python -m tests.benchmarks [NAME ...]``: a table on stderr, one JSON document on stdout."""
+
+import json
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.benchmarks import candidates, collection, memory
+
+BENCHMARKS = {"candidates": candidates, "collection": collection, "memory": memory}
+
+
+def main(names: list[str]) -> None:
+    """Runs the named benchmarks, all by default."""
+    table = Table(box=None)
+    for column in ("what", "ours", "peer", "", "ratio", "against"):
+        table.add_column(column, justify="right" if column in ("ours", "peer", "ratio") else "left")
+    document = {}
+    for name in names or BENCHMARKS:
+        rows = BENCHMARKS[name].rows()
+        document[name] = [row.as_dict() for row in rows]
+        for row in rows:
+            table.add_row(row.what, f"{row.ours:.4g}", f"{row.peer:.4g}", row.unit, f"{row.ratio:.3g}", row.against)
+    Console(stderr=True).print(table)
+    print(json.dumps(document, indent=2))
+
+
+main(sys.argv[1:])

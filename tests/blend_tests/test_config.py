@@ -1,0 +1,89 @@
+import re
+
+import pytest
+from pydantic import ValidationError
+
+from blend.config import MAX_SEED, SearchConfig, parse_options, search_config
+from blend.errors import InputError
+
+
+def test_values_survive_being_written():
+    config = search_config(
+        task="digits", reduction=1 / 3, clusters="silhouette", criteria=("l1", "l2"), options={"a": "1"}
+    )
+    assert SearchConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_text_from_a_command_line_is_understood():
+    config = search_config(task="digits", reduction="0.25", clusters="4", population="8", seed="3", floor="0")
+    assert (config.reduction, config.clusters, config.population, config.seed, config.floor) == (0.25, 4, 8, 3, 0.0)
+    assert search_config(task="digits", clusters="silhouette").clusters == "silhouette"
+    assert search_config(task="digits", seed=MAX_SEED).seed == MAX_SEED
+
+
+def test_it_never_changes():
+    config = search_config(task="digits")
+    with pytest.raises(ValidationError, match="frozen"):
+        config.seed = 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("reduction", 0.0, "in (0, 1)"),
+        ("reduction", 1, "in (0, 1)"),
+        ("reduction", 1.3, "in (0, 1)"),
+        ("reduction", float("nan"), "in (0, 1)"),
+        ("reduction", "half", "a number"),
+        ("cost", "flops", "'macs' or 'params'"),
+        ("allocation", "locl", "'global' or 'uniform'"),
+        ("encoding", "both", "'cluster' or 'shared'"),
+        ("normalisation", "log", "'rank', 'minmax' or 'z'"),
+        ("clusters", 0, "at least 1 or 'silhouette'"),
+        ("clusters", "many", "at least 1 or 'silhouette'"),
+        ("clustering", "dbscan", "'agglomerative' or 'kmeans'"),
+        ("fitness", "accuracy", "'loss' or 'metric'"),
+        ("population", 3, "at least 4"),
+        ("population", "some", "a whole number"),
+        ("evaluations", 0, "at least 1"),
+        ("generations", 0, "at least 1"),
+        ("seed", -1, "at least 0"),
+        ("seed", MAX_SEED + 1, str(MAX_SEED)),
+        ("workers", 0, "at least 1"),
+        ("workers", 1.5, "a whole number"),
+        ("executor", "moon", "'local'"),
+        ("recalibration_images", -1, "at least 0"),
+        ("batch_size", 0, "at least 1"),
+        ("floor", -0.1, "at least 0"),
+        ("floor", 1.0, "less than 1"),
+    ],
+)
+def test_errors_name_parameter_rule_and_value(name, value, rule):
+    with pytest.raises(InputError) as caught:
+        search_config(**{"task": "digits", name: value})
+    message = str(caught.value)
+    assert message.startswith(name)
+    assert rule in message
+    assert re.search(rf"got '?{re.escape(str(value))}'?", message)
+    assert "\n" not in message
+
+
+def test_a_criterion_that_is_named_twice_is_refused():
+    with pytest.raises(InputError, match="criteria must be different from one another, got 'l1' twice"):
+        search_config(task="digits", criteria=("l1", "l2", "l1"))
+
+
+def test_unknown_and_missing_parameters():
+    with pytest.raises(InputError, match="there is no parameter 'populatoin'; did you mean 'population'"):
+        search_config(task="digits", populatoin=8)
+    with pytest.raises(InputError, match="task must be given"):
+        search_config()
+
+
+def test_options_of_a_task():
+    assert parse_options(["a=1", "b=x=y", "c="]) == {"a": "1", "b": "x=y", "c": ""}
+    for broken in ("a", "=1", ""):
+        with pytest.raises(InputError, match=f"option must look like key=value, got '{broken}'"):
+            parse_options([broken])
+    with pytest.raises(InputError, match="option 'a' was given twice"):
+        parse_options(["a=1", "a=2"])

@@ -1,0 +1,100 @@
+import random
+
+import numpy as np
+import pytest
+
+from blend.encoding import ClusterEncoding, SharedEncoding
+from blend.formula import GroupFormula, normalised
+from criteria import Cluster, ScoreTable
+
+CLUSTERS = {
+    "g": (Cluster(("a", "b"), "a"), Cluster(("c",), "c")),
+    "h": (Cluster(("c", "a"), "c"),),
+}
+VALUES = np.arange(3.0)
+TABLE = ScoreTable(["a", "b", "c"], ["g", "h"], {(c, g): VALUES for c in "abc" for g in "gh" if (c, g) != ("b", "h")})
+
+
+def test_the_space_of_clusters():
+    free, fixed = ClusterEncoding(CLUSTERS), ClusterEncoding(CLUSTERS, offsets=False)
+    assert [len(block) for block in free.space.blocks] == [4, 3]  # speaker and factor, factor, offset; the same; offset
+    assert [len(block) for block in fixed.space.blocks] == [3, 2]
+    assert len(free.space) == 7
+
+
+def test_a_genome_of_clusters_solved_by_hand():
+    genome = [1.0, 0.6, 0.2, 0.5, 0.0, 0.3, -0.25]
+    assert ClusterEncoding(CLUSTERS).decode(genome) == {
+        "g": GroupFormula(normalised({"b": 0.6, "c": 0.2}), 0.5),
+        "h": GroupFormula((("c", 1.0),), -0.25),
+    }
+    assert ClusterEncoding(CLUSTERS, offsets=False).decode([0.0, 0.0, 0.0, 1.0, 0.7]) == {
+        "g": GroupFormula((("a", 0.5), ("c", 0.5)), 0.0),  # all zero: all equal
+        "h": GroupFormula((("a", 1.0),), 0.0),
+    }
+
+
+def test_a_genome_of_shared_factors_solved_by_hand():
+    free, fixed = SharedEncoding(TABLE, ["g", "h"]), SharedEncoding(TABLE, ["g", "h"], offsets=False)
+    assert [len(block) for block in free.space.blocks] == [3, 1, 1]
+    assert [len(block) for block in fixed.space.blocks] == [3]
+    expected = {
+        "g": GroupFormula(normalised({"a": 0.5, "b": 0.25, "c": 0.25}), 0.1),
+        "h": GroupFormula(normalised({"a": 0.5, "c": 0.25}), -0.1),  # b has no scores there
+    }
+    assert free.decode([0.5, 0.25, 0.25, 0.1, -0.1]) == expected
+    assert fixed.decode([0.5, 0.25, 0.25]) == {name: GroupFormula(part.factors) for name, part in expected.items()}
+
+
+def encodings(offsets):
+    return ClusterEncoding(CLUSTERS, offsets), SharedEncoding(TABLE, ["g", "h"], offsets)
+
+
+@pytest.mark.parametrize("offsets", [True, False])
+def test_factors_and_offsets_come_back_exactly(offsets):
+    cluster, shared = encodings(offsets)
+    shifts = {"g": 0.125, "h": -1 / 3}
+    kept = shifts if offsets else {"g": 0.0, "h": 0.0}
+    for encoding, factors in (
+        (cluster, {"g": {"b": 0.3, "c": 0.9}, "h": {"a": 0.7}}),
+        (cluster, {"g": {"c": 1.0}, "h": {"c": 1.0}}),
+        (shared, {"g": {"a": 0.3, "b": 0.1, "c": 0.9}, "h": {"a": 0.3, "c": 0.9}}),
+        (shared, {"g": {"a": 1.0}, "h": {"a": 1.0}}),
+        *((encoding, encoding.uniform_factors()) for encoding in (cluster, shared)),
+    ):
+        genome = encoding.encode(factors, shifts)
+        encoding.space.check(genome)
+        expected = {group: GroupFormula(normalised(part), kept[group]) for group, part in factors.items()}
+        assert encoding.decode(genome) == expected
+
+
+@pytest.mark.parametrize("offsets", [True, False])
+def test_every_genome_of_the_space_has_a_formula(offsets):
+    rng = random.Random(0)
+    for encoding in encodings(offsets):
+        for _ in range(50):
+            genome = encoding.space.sample(rng)
+            formula = encoding.decode(genome)
+            assert list(formula) == ["g", "h"]
+            for group, part in formula.items():
+                assert sum(factor for _, factor in part.factors) == pytest.approx(1.0, abs=1e-15)
+                assert all(TABLE.get(name, group) is not None for name, _ in part.factors)
+            # Factors are proportions: the formula again, but for rounding, when all genes that are factors are halved.
+            shifts = {group: part.offset for group, part in formula.items()}
+            again = encoding.decode(encoding.encode({g: dict(p.factors) for g, p in formula.items()}, shifts))
+            if isinstance(encoding, ClusterEncoding):
+                assert {g: [name for name, _ in p.factors] for g, p in again.items()} == {
+                    g: [name for name, _ in p.factors] for g, p in formula.items()
+                }
+            assert {g: p.offset for g, p in again.items()} == shifts
+
+
+def test_the_strongest_of_a_cluster_speaks():
+    genome = ClusterEncoding(CLUSTERS).encode({"g": {"a": 0.2, "b": 0.4}, "h": {}}, {})
+    assert genome == [1.0, 0.4, 0.0, 0.0, 0.0, 0.0, 0.0]
+
+
+def test_the_uniform_blend():
+    cluster, shared = encodings(True)
+    assert cluster.uniform_factors() == {"g": {"a": 1.0, "c": 1.0}, "h": {"c": 1.0}}
+    assert shared.uniform_factors() == {"g": {"a": 1.0, "b": 1.0, "c": 1.0}, "h": {"a": 1.0, "c": 1.0}}

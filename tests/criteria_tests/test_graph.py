@@ -1,0 +1,368 @@
+"""Channel groups of networks whose coupling is known by looking at them."""
+
+import pickle
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from blend.tasks.networks import build_network
+from criteria import ChannelGraph, CriterionError, GraphError
+
+from .tiny_networks import assert_same, snapshot
+
+IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Wired(nn.Module):
+    """Layers, and how they are put together."""
+
+    def __init__(self, wiring, **layers):
+        super().__init__()
+        self.wiring = wiring
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x):
+        return self.wiring(self, x)
+
+
+class Scale(nn.Module):
+    def __init__(self, *shape):
+        super().__init__()
+        self.gain = nn.Parameter(torch.linspace(0.5, 1.5, int(np.prod(shape))).view(shape))
+
+    def forward(self, x):
+        return x * self.gain
+
+
+def sequential(**layers):
+    return nn.Sequential(OrderedDict(layers))
+
+
+def chain():
+    return sequential(
+        stem=nn.Conv2d(3, 4, 3, padding=1), norm=nn.BatchNorm2d(4), relu=nn.ReLU(),
+        conv=nn.Conv2d(4, 5, 3, bias=False), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), head=nn.Linear(5, 2),
+    )  # fmt: skip
+
+
+def residual():
+    return Wired(
+        lambda net, x: net.head(F.relu(net.bn2(net.conv2(net.conv1(x))) + net.bn0(net.project(x))).mean((2, 3))),
+        head=nn.Linear(6, 2), project=nn.Conv2d(3, 6, 1), bn0=nn.BatchNorm2d(6),
+        conv1=nn.Conv2d(3, 4, 3, padding=1), conv2=nn.Conv2d(4, 6, 3, padding=1), bn2=nn.BatchNorm2d(6),
+    )  # fmt: skip
+
+
+def layout(graph):
+    """Per group: name, size, producers with their norms, consumers."""
+    return [
+        (g.name, g.size, [(p.layer, p.norm) for p in g.producers], [c.layer for c in g.consumers]) for g in graph.groups
+    ]
+
+
+def owners(graph):
+    return {(axis.tensor, axis.dim): axis.owner.tolist() for axis in graph.axes}
+
+
+def test_a_chain():
+    graph = ChannelGraph.build(chain(), IMAGES)
+    assert layout(graph) == [
+        ("stem", 4, [("stem", "norm")], ["conv"]),
+        ("conv", 5, [("conv", None)], ["head"]),
+    ]
+    stem, conv = [0, 1, 2, 3], [4, 5, 6, 7, 8]
+    assert owners(graph) == {
+        ("stem.weight", 0): stem, ("stem.bias", 0): stem,
+        ("norm.weight", 0): stem, ("norm.bias", 0): stem, ("norm.running_mean", 0): stem, ("norm.running_var", 0): stem,
+        ("conv.weight", 1): stem, ("conv.weight", 0): conv,
+        ("head.weight", 1): conv,
+    }  # fmt: skip
+    assert {(axis.tensor, axis.dim) for axis in graph.axes if axis.consumes} == {("conv.weight", 1), ("head.weight", 1)}
+    assert len(graph) == 9
+    assert graph.slices == {"stem": slice(0, 4), "conv": slice(4, 9)}
+    assert [(group.name, part.tolist()) for group, part in graph.split(np.arange(9))] == [
+        ("stem", stem),
+        ("conv", conv),
+    ]
+    assert graph.parameters == {"stem.weight", "stem.bias", "norm.weight", "norm.bias", "conv.weight", "head.weight",
+                                "head.bias"}  # fmt: skip
+    assert graph.shapes["conv.weight"] == (5, 4, 3, 3)
+
+
+def test_a_residual_block_with_a_projection_in_forward_order():
+    graph = ChannelGraph.build(residual(), IMAGES)
+    assert layout(graph) == [  # conv1 runs first, though the projection is registered before it
+        ("conv1", 4, [("conv1", None)], ["conv2"]),
+        ("conv2", 6, [("conv2", "bn2"), ("project", "bn0")], ["head"]),
+    ]
+    assert owners(graph)["project.weight", 0] == owners(graph)["conv2.weight", 0] == [4, 5, 6, 7, 8, 9]
+
+
+def test_a_depthwise_convolution_makes_and_reads_the_same_channels():
+    net = sequential(expand=nn.Conv2d(3, 4, 1), norm=nn.BatchNorm2d(4), deep=nn.Conv2d(4, 4, 3, groups=4),
+                     relu=nn.ReLU6(), project=nn.Conv2d(4, 2, 1))  # fmt: skip
+    graph = ChannelGraph.build(net, IMAGES)
+    assert layout(graph) == [("expand", 4, [("expand", "norm"), ("deep", None)], ["deep", "project"])]
+    assert owners(graph)["deep.weight", 0] == [0, 1, 2, 3]
+    assert ("deep.weight", 1) not in owners(graph)
+    assert [axis.tensor for axis in graph.axes if axis.consumes] == ["project.weight"]
+
+
+def test_a_concatenation_keeps_its_parts_apart():
+    net = Wired(
+        lambda net, x: net.head(net.norm(torch.cat([net.left(x), net.stay(x), net.right(x)], 1))),
+        left=nn.Conv2d(3, 2, 1), right=nn.Conv2d(3, 4, 1), stay=nn.Conv2d(3, 3, 1), norm=nn.BatchNorm2d(9),
+        head=nn.Conv2d(9, 2, 1),
+    )  # fmt: skip
+    graph = ChannelGraph.build(net, IMAGES, ignore=["stay"])
+    assert layout(graph) == [
+        ("left", 2, [("left", None)], ["head"]),
+        ("right", 4, [("right", None)], ["head"]),
+    ]
+    joined = [0, 1, -1, -1, -1, 2, 3, 4, 5]
+    assert owners(graph)["head.weight", 1] == owners(graph)["norm.running_var", 0] == joined
+    assert graph.groups[1].consumers[0].channels.tolist() == [-1, -1, -1, -1, -1, 0, 1, 2, 3]
+
+
+def test_a_linear_layer_after_flattening_has_several_positions_per_channel():
+    net = sequential(conv=nn.Conv2d(3, 2, 4, stride=4), flat=nn.Flatten(), norm=nn.BatchNorm1d(8), head=nn.Linear(8, 3))
+    graph = ChannelGraph.build(net, IMAGES)
+    assert layout(graph) == [("conv", 2, [("conv", None)], ["head"])]
+    assert graph.groups[0].consumers[0].channels.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert owners(graph)["norm.weight", 0] == [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("net", "shape", "axes"),
+    [
+        (
+            sequential(up=nn.ConvTranspose2d(3, 4, 2), last=nn.ConvTranspose2d(4, 2, 2)),
+            (2, 3, 5, 5),
+            {("up.weight", 1), ("up.bias", 0), ("last.weight", 0)},
+        ),
+        (
+            sequential(up=nn.Conv1d(3, 4, 3), norm=nn.BatchNorm1d(4, affine=False), last=nn.Conv1d(4, 2, 3)),
+            (2, 3, 9),
+            {("up.weight", 0), ("up.bias", 0), ("norm.running_mean", 0), ("norm.running_var", 0), ("last.weight", 1)},
+        ),
+        (
+            sequential(up=nn.Conv3d(3, 4, 2), act=nn.PReLU(4), one=nn.PReLU(), last=nn.Conv3d(4, 2, 2)),
+            (2, 3, 4, 4, 4),
+            {("up.weight", 0), ("up.bias", 0), ("act.weight", 0), ("last.weight", 1)},
+        ),
+        (
+            sequential(up=nn.Linear(3, 4), act=nn.Tanh(), last=nn.Linear(4, 2)),
+            (2, 3),
+            {("up.weight", 0), ("up.bias", 0), ("last.weight", 1)},
+        ),
+    ],
+    ids=["transposed", "1d", "3d", "mlp"],
+)
+def test_every_kind_of_layer(net, shape, axes):
+    graph = ChannelGraph.build(net, torch.randn(shape))
+    norm = "norm" if hasattr(net, "norm") else None
+    assert layout(graph) == [("up", 4, [("up", norm)], ["last"])]
+    assert owners(graph) == {key: [0, 1, 2, 3] for key in axes}
+
+
+def test_a_scale_held_by_a_module_of_its_own_is_sliced_with_its_channels():
+    net = sequential(conv=nn.Conv2d(3, 4, 1), scale=Scale(1, 4, 1, 1), alpha=Scale(1), head=nn.Conv2d(4, 2, 1))
+    graph = ChannelGraph.build(net, IMAGES)
+    assert owners(graph)["scale.gain", 1] == [0, 1, 2, 3]
+    assert not any(axis.tensor == "alpha.gain" for axis in graph.axes)
+
+
+def test_a_layer_that_is_called_twice_is_coupled_with_itself():
+    net = Wired(
+        lambda net, x: net.head(net.conv(F.relu(net.norm(net.conv(net.stem(x))))).mean((2, 3))),
+        stem=nn.Conv2d(3, 4, 1), conv=nn.Conv2d(4, 4, 3, padding=1), norm=nn.BatchNorm2d(4), head=nn.Linear(4, 2),
+    )  # fmt: skip
+    graph = ChannelGraph.build(net, IMAGES)
+    # The norm reads only one of the two outputs of conv, so that it is not the norm of conv.
+    assert layout(graph) == [("stem", 4, [("stem", None), ("conv", None)], ["conv", "head"])]
+    assert graph.positions["conv.weight"] == 2 * 64
+
+
+def test_one_module_under_two_names_is_one_layer():
+    conv = nn.Conv2d(4, 4, 1)
+    net = sequential(stem=nn.Conv2d(3, 4, 1), conv=conv, alias=conv, head=nn.Conv2d(4, 2, 1))
+    graph = ChannelGraph.build(net, IMAGES)
+    assert layout(graph) == [("stem", 4, [("stem", None), ("conv", None)], ["conv", "head"])]
+    assert sum(name.endswith("weight") for name in graph.parameters) == 3
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        sequential(only=nn.Conv2d(3, 4, 1)),
+        sequential(conv=nn.Conv2d(3, 4, 1), relu=nn.ReLU(inplace=True)),
+        sequential(conv=nn.Conv2d(3, 4, 1), deep=nn.Conv2d(4, 4, 1, groups=4)),
+        Wired(lambda net, x: net.conv(net.conv(x)), conv=nn.Conv2d(3, 3, 1)),
+        Wired(lambda net, x: net.conv(x) + net.skip(x), conv=nn.Conv2d(3, 3, 1), skip=nn.Conv2d(3, 3, 1)),
+    ],
+    ids=["one layer", "activation", "depthwise", "called twice", "sum"],
+)
+def test_channels_that_reach_the_output_are_never_prunable(net):
+    with pytest.raises(GraphError, match="the network has no prunable channel group"):
+        ChannelGraph.build(net, IMAGES)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "vgg16_bn", "mobilenetv2"])
+def test_positions_times_elements_are_the_macs(name):
+    net = build_network(name, in_channels=3, classes=10, width=4 if name == "resnet20" else 0.25).eval()
+    images = torch.randn(2, 3, 32, 32)
+    graph = ChannelGraph.build(net, images)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(images)
+    macs = sum(np.prod(graph.shapes[tensor]) * uses for tensor, uses in graph.positions.items())
+    assert 2 * macs * len(images) == counter.get_total_flops()  # two operations per multiply-accumulate
+    assert graph.groups[0].name in ("stem.0", "features.0")
+    assert "classifier" not in {p.layer for g in graph.groups for p in g.producers}
+
+
+def test_positions_of_layers_that_see_an_example_in_several_pieces():
+    net = Wired(
+        lambda net, x: net.up(net.tokens(input=x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, (8, 8))),
+        tokens=nn.Linear(3, 4), up=nn.ConvTranspose2d(4, 2, 2, stride=2),
+    )  # fmt: skip
+    graph = ChannelGraph.build(net, IMAGES)
+    assert graph.positions == {"tokens.weight": 64, "up.weight": 64}
+    folded = Wired(lambda net, x: net.b(net.a(x.flatten(0, 1))).view(len(x), -1), a=nn.Linear(8, 4), b=nn.Linear(4, 2))
+    assert ChannelGraph.build(folded, IMAGES).positions == {"a.weight": 3 * 8, "b.weight": 3 * 8}
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_example_is_always_a_batch(batch):
+    """A network that also takes one example without a batch axis must not be traced on one."""
+    net = Wired(
+        lambda net, x: net.head(torch.cat([net.a(x), net.b(x)], -1)),
+        a=nn.Linear(3, 4), b=nn.Linear(3, 4), head=nn.Linear(8, 2),
+    )  # fmt: skip
+    graph = ChannelGraph.build(net, torch.randn(batch, 3))
+    assert owners(graph)["head.weight", 1] == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert graph.positions == {"a.weight": 1, "b.weight": 1, "head.weight": 1}
+
+
+def test_the_network_is_not_touched():
+    net = residual().train()
+    net.bn0.eval()
+    net(IMAGES).sum().backward()
+    net.conv1.register_forward_hook(lambda module, args, output: None)
+    before = snapshot(net)
+    ChannelGraph.build(net, IMAGES)
+    assert_same(before, snapshot(net))
+
+
+def test_it_works_without_gradients():
+    with torch.no_grad():
+        assert layout(ChannelGraph.build(chain(), IMAGES)) == layout(ChannelGraph.build(chain(), IMAGES))
+
+
+def test_pickle_keeps_everything():
+    graph = ChannelGraph.build(residual(), IMAGES)
+    copied = pickle.loads(pickle.dumps(graph))
+    assert (copied.fingerprint, layout(copied), owners(copied)) == (graph.fingerprint, layout(graph), owners(graph))
+    assert (copied.positions, copied.parameters, copied.shapes) == (graph.positions, graph.parameters, graph.shapes)
+
+
+def test_the_fingerprint_follows_the_layout_and_not_the_weights():
+    torch.manual_seed(0)
+    one = ChannelGraph.build(chain(), IMAGES)
+    other = ChannelGraph.build(chain(), IMAGES)
+    assert one.fingerprint == other.fingerprint
+    wider = chain()
+    wider.stem, wider.norm, wider.conv = (
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.Conv2d(6, 5, 3, bias=False),
+    )
+    fewer = ChannelGraph.build(chain(), IMAGES, ignore=["conv"])
+    swapped = Wired(lambda net, x: net.c(torch.cat([net.b(x), net.a(x)], 1)), a=nn.Conv2d(3, 2, 1),
+                    b=nn.Conv2d(3, 2, 1), c=nn.Conv2d(4, 1, 1))  # fmt: skip
+    straight = Wired(lambda net, x: net.c(torch.cat([net.a(x), net.b(x)], 1)), a=nn.Conv2d(3, 2, 1),
+                     b=nn.Conv2d(3, 2, 1), c=nn.Conv2d(4, 1, 1))  # fmt: skip
+    graphs = [one, fewer, *(ChannelGraph.build(net, IMAGES) for net in (wider, swapped, straight))]
+    assert len({graph.fingerprint for graph in graphs}) == 5
+
+
+def test_ignored_layers_stay_whole():
+    assert layout(ChannelGraph.build(chain(), IMAGES, ignore=["st*"])) == [("conv", 5, [("conv", None)], ["head"])]
+    graph = ChannelGraph.build(residual(), IMAGES, ignore=["project"])  # and with it all that it is coupled to
+    assert layout(graph) == [("conv1", 4, [("conv1", None)], ["conv2"])]
+
+
+def test_ignoring_a_module_ignores_everything_inside_it():
+    net = sequential(block=sequential(a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 4, 1)), block2=nn.Conv2d(4, 4, 1),
+                     head=nn.Conv2d(4, 2, 1))  # fmt: skip
+    assert [g.name for g in ChannelGraph.build(net, IMAGES, ignore=["block"]).groups] == ["block2"]
+
+
+def test_a_pattern_that_matches_nothing_is_refused():
+    with pytest.raises(GraphError, match=r"ignore: no layer matches 'stern'; the layers are called stem, norm, relu"):
+        ChannelGraph.build(chain(), IMAGES, ignore=["stern"])
+
+
+def test_frozen_layers_are_refused_unless_they_are_ignored():
+    net = chain()
+    net.norm.bias.requires_grad_(False)
+    with pytest.raises(GraphError, match=r"parameter 'norm\.bias' is frozen .*ignore=\['norm'\]"):
+        ChannelGraph.build(net, IMAGES)
+    assert [group.name for group in ChannelGraph.build(net, IMAGES, ignore=["norm"]).groups] == ["conv"]
+    assert not net.norm.bias.requires_grad
+    frozen = nn.Sequential(sequential(a=nn.Conv2d(3, 4, 1), n=nn.BatchNorm2d(4)).requires_grad_(False), chain()[3:])
+    assert [group.name for group in ChannelGraph.build(frozen, IMAGES, ignore=["0"]).groups] == ["1.conv"]
+
+
+def refused(net, shape=(2, 3, 8, 8)):
+    with pytest.raises(GraphError) as caught:
+        ChannelGraph.build(net, torch.randn(shape))
+    assert isinstance(caught.value, CriterionError)
+    assert isinstance(caught.value, ValueError)
+    return str(caught.value)
+
+
+def test_layers_that_cannot_be_sliced_are_named_with_the_way_out():
+    conv, last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+    grouped = sequential(conv=conv, odd=nn.Conv2d(4, 4, 1, groups=2), last=last)
+    assert refused(grouped).startswith("layer 'odd' is a grouped convolution (groups=2), which cannot be sliced")
+    multiplier = sequential(conv=conv, odd=nn.Conv2d(4, 8, 1, groups=4), last=nn.Conv2d(8, 2, 1))
+    assert "layer 'odd' is a grouped convolution (groups=4)" in refused(multiplier)
+    normed = sequential(conv=conv, odd=nn.GroupNorm(2, 4), last=last)
+    assert "layer 'odd' is a GroupNorm" in refused(normed)
+    assert "ignore=['conv']" in refused(normed)
+    assert "layer 'odd' is a LayerNorm" in refused(
+        sequential(conv=nn.Linear(3, 4), odd=nn.LayerNorm(4), last=nn.Linear(4, 2)), (2, 3)
+    )
+    with pytest.raises(GraphError, match="no prunable channel group"):  # the way out leads on
+        ChannelGraph.build(normed, IMAGES, ignore=["conv"])
+
+
+def test_what_is_not_understood_is_refused():
+    conv = nn.Conv2d(3, 8, 1)
+    shuffled = sequential(conv=conv, up=nn.PixelShuffle(2), last=nn.Conv2d(2, 2, 1))
+    assert "'last.weight' follows an operation whose channel order is not understood" in refused(shuffled)
+    halves = Wired(lambda net, x: net.last(torch.mul(*net.conv(x).chunk(2, 1))), conv=conv, last=nn.Conv2d(4, 2, 1))
+    assert "'last.weight' holds only some of the channels that 'conv' makes" in refused(halves)
+    part = Wired(
+        lambda net, x: net.last(torch.cat([net.a(x), net.b(x)], 1) + net.both(x)),
+        both=nn.Conv2d(3, 6, 1), a=nn.Conv2d(3, 2, 1), b=nn.Conv2d(3, 4, 1), last=nn.Conv2d(6, 2, 1),
+    )  # fmt: skip
+    assert "holds only some of the channels that 'both' makes" in refused(part)  # it could be left with none
+
+
+def test_weights_that_are_not_a_layers_own_are_refused():
+    tied = sequential(a=nn.Conv2d(3, 3, 1), b=nn.Conv2d(3, 3, 1), last=nn.Conv2d(3, 2, 1))
+    tied.b.weight = tied.a.weight
+    assert refused(tied).startswith("parameter 'b.weight' is the same tensor as 'a.weight'")
+    computed = sequential(a=nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 1)), last=nn.Conv2d(3, 2, 1))
+    assert refused(computed).startswith("'a.weight' is computed from other parameters")
+    with torch.enable_grad():
+        uncopiable = sequential(a=nn.Conv2d(3, 3, 1), last=nn.Conv2d(3, 2, 1))
+        uncopiable.leftover = uncopiable.a.weight * 2
+    assert refused(uncopiable).startswith("the network cannot be copied: ")
