@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from blend import __version__
+from blend.config import DEFAULT_CRITERIA
 from blend.errors import BlendError, InputError, Interrupted
 
 if TYPE_CHECKING:
@@ -44,9 +45,10 @@ Seed = Annotated[str, typer.Option(metavar="N", help="Seed of everything random,
 Ignore = Annotated[
     list[str], typer.Option(metavar="PATTERN", help="Layers whose channels must all stay, like 'head.*'; repeatable.")
 ]
-Criteria = Annotated[str, typer.Option(metavar="A,B,C", help="Criteria to blend; a good dozen by default.")]
+Criteria = Annotated[str, typer.Option(metavar="A,B,C", help="Criteria to blend; blend criteria lists them all.")]
 Reduction = Annotated[str, typer.Option(metavar="SHARE", help="Share of the cost to remove, in (0, 1).")]
 RUNS = Path("runs")
+CHEAP_CRITERIA = ",".join(DEFAULT_CRITERIA)
 
 
 def _version(wanted: bool) -> None:
@@ -75,7 +77,7 @@ def search(
     encoding: Annotated[
         str, typer.Option(help="cluster: factors per group and cluster. shared: one per criterion for all groups.")
     ] = "cluster",
-    criteria: Criteria = "",
+    criteria: Criteria = CHEAP_CRITERIA,
     normalisation: Annotated[str, typer.Option(help="Of each criterion inside a group: rank, minmax or z.")] = "rank",
     clusters: Annotated[str, typer.Option(metavar="K", help="Clusters per group: a number, or silhouette.")] = "3",
     clustering: Annotated[str, typer.Option(help="agglomerative or kmeans.")] = "agglomerative",
@@ -218,7 +220,7 @@ def criteria(as_json: Json = False) -> None:
 def compare(
     task: TaskArgument,
     reduction: Reduction = "0.5",
-    criteria: Criteria = "",
+    criteria: Criteria = CHEAP_CRITERIA,
     clusters: Annotated[str, typer.Option(metavar="K", help="Clusters per group: a number, or silhouette.")] = "3",
     clustering: Annotated[str, typer.Option(help="agglomerative or kmeans.")] = "agglomerative",
     ignore: Ignore = [],  # noqa: B006

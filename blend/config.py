@@ -13,6 +13,10 @@ from blend.errors import InputError, nearest
 
 MAX_SEED = 2**32 - 1
 QUOTED = r"'(.*?)'"
+DEFAULT_CRITERIA = (
+    "l1", "l2", "fpgm", "bn_scale", "taylor_l1", "taylor_l2", "taylor_fo", "fisher", "mean_activation", "apoz", "hrank",
+)  # fmt: skip
+"""What is blended unless criteria are chosen: all that cost about one forward and backward pass; ``obd`` costs more."""
 
 
 class SearchConfig(BaseModel):
@@ -26,7 +30,7 @@ class SearchConfig(BaseModel):
     cost: Literal["macs", "params"] = "macs"
     allocation: Literal["global", "uniform"] = "global"
     encoding: Literal["cluster", "shared"] = "cluster"
-    criteria: tuple[str, ...] = ()
+    criteria: Annotated[tuple[str, ...], Field(min_length=1)] = DEFAULT_CRITERIA
     normalisation: Literal["rank", "minmax", "z"] = "rank"
     clusters: int | Literal["silhouette"] = 3
     clustering: Literal["agglomerative", "kmeans"] = "agglomerative"

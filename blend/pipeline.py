@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from blend.config import SearchConfig
 from blend.errors import BlendError, InputError
@@ -25,7 +26,7 @@ from search.archive import Archive, Evaluation
 from search.errors import SearchError
 from search.evolution import Evolution
 from search.executor import Executor, Failure, LocalExecutor
-from search.loop import search
+from search.loop import evaluate_all, search
 from search.random_search import RandomSearch
 from search.strategy import Strategy
 
@@ -114,15 +115,14 @@ class _Execution:
         whole = np.ones(len(self.problem.graph), dtype=bool)
         masks = [whole, *(mask for baseline in self.problem.baselines for mask in baseline.masks)]
         phenotypes = [pack(mask) for mask in masks]
-        answers = _run_all("baselines", self.objective.evaluate, phenotypes, executor)
-        evaluations = [
-            Evaluation(
-                number=number, phase="baseline", generation=0, genome=None, phenotype=phenotype,
-                fitness=answer["fitness"], details=answer, seconds=0.0, cached=False, error=None,
-            )
-            for number, (phenotype, answer) in enumerate(zip(phenotypes, answers, strict=True), len(self.archive))
-        ]  # fmt: skip
+        with progress("baselines", len(phenotypes)) as bar:
+            evaluations = evaluate_all(
+                self.objective.evaluate, self.archive, executor, phenotypes,
+                phase="baseline", on_evaluation=lambda *_: bar.advance(1),
+            )  # fmt: skip
         for evaluation in evaluations:
+            if evaluation.error is not None:
+                raise BlendError(f"a baseline could not be judged: {evaluation.error}")
             self.archive.add(evaluation)
         self.run.commit(self._clock(), evaluations)
         self._warn_of_collapse()
@@ -181,8 +181,11 @@ class _Execution:
 
     def _warn_of_collapse(self) -> None:
         """At high reductions recalibrated networks may fall to chance, where the loss says nothing."""
+        targets = self.problem.splits.heldout.targets
+        if targets.is_floating_point() or targets.ndim > 1:
+            return  # no classification, and so no level of chance
         unpruned, *rest = (e.details["metric"] for e in self.archive.history("baseline"))
-        chance = 1.0 / max(len(np.unique(self.problem.splits.heldout.targets.numpy())), 1)
+        chance = 1.0 / len(np.unique(targets.numpy()))
         if self.config.fitness == "loss" and max(rest) < chance + COLLAPSE * (unpruned - chance):
             say(
                 f"warning: at reduction {self.config.reduction:g} even the best baseline falls to {max(rest):.3f} "
@@ -195,8 +198,13 @@ class _Execution:
             return
         contenders = self._contenders()
         phenotypes = list(dict.fromkeys(p for contender in contenders for p in contender["phenotypes"]))
-        answers = _run_all("test", TestEvaluation(self.workspace), phenotypes, executor)
-        values = dict(zip(phenotypes, answers, strict=True))
+        values: dict[bytes, NDArray[np.float64]] = {}
+        with progress("test", len(phenotypes)) as bar:
+            for index, answer in executor.run(TestEvaluation(self.workspace), phenotypes):
+                if isinstance(answer, Failure):
+                    raise BlendError(f"a network could not be judged on test data: {answer.reason}")
+                values[phenotypes[index]] = answer
+                bar.advance(1)
         for contender in contenders:
             examples = np.mean([values[p] for p in contender.pop("phenotypes")], axis=0)
             contender["test_metric"] = float(examples.mean())
@@ -229,20 +237,6 @@ class _Execution:
         criterion.save(self.run.folder / EXPORT)
         draw_result(self.run, self.run.folder / FIGURE)
         self.run.commit({"status": "finished"})
-
-
-def _run_all(
-    title: str, function: Callable[[bytes], Any], phenotypes: Sequence[bytes], executor: Executor
-) -> list[Any]:
-    """Runs a function over phenotypes in the workers; every answer must come."""
-    answers: dict[int, Any] = {}
-    with progress(title, len(phenotypes)) as bar:
-        for index, answer in executor.run(function, phenotypes):
-            if isinstance(answer, Failure):
-                raise BlendError(f"a candidate of the {title} could not be judged: {answer.reason}")
-            answers[index] = answer
-            bar.advance(1)
-    return [answers[index] for index in range(len(phenotypes))]
 
 
 def _contender(

@@ -9,7 +9,7 @@ import numpy as np
 
 from blend.runs import Run
 
-_BLEND, _RANDOM, _SINGLE, _OTHER = "#1b7837", "#999999", "#4575b4", "#bdbdbd"
+_BLEND, _RANDOM, _SINGLE, _OTHER = "#1b7837", "#999999", "#4575b4", "#8c8c8c"
 BARS = 14
 
 
@@ -39,7 +39,7 @@ def _draw_course(axes: Any, run: Run) -> None:
     axes.axhline(single, color=_SINGLE, linestyle="--", linewidth=1, label="best single criterion")
     axes.axhline(result["unpruned"]["heldout_metric"], color="black", linestyle=":", linewidth=1, label="unpruned")
     axes.set(xlabel="evaluations", ylabel="held-out metric of the best so far", title="search")
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="best")
 
 
 def _draw_comparison(axes: Any, result: dict[str, Any]) -> None:
@@ -48,7 +48,11 @@ def _draw_comparison(axes: Any, result: dict[str, Any]) -> None:
     names = [f"{row['name']} · {row['allocation']}" for row in rows]
     axes.barh(names, [row["test_metric"] for row in rows], color=[colours.get(row["kind"], _OTHER) for row in rows])
     for place, row in enumerate(rows):
-        axes.text(row["test_metric"], place, f" {row['test_metric']:.3f}", va="center", fontsize=8)
-    axes.axvline(result["unpruned"]["test_metric"], color="black", linestyle=":", linewidth=1)
+        inside = {"ha": "right", "va": "center", "fontsize": 8, "color": "white"}
+        axes.text(row["test_metric"], place, f"{row['test_metric']:.3f} ", **inside)
+    unpruned = result["unpruned"]["test_metric"]
+    axes.axvline(unpruned, color="black", linestyle=":", linewidth=1)
+    axes.text(unpruned, -1.0, "unpruned ", ha="right", va="center", fontsize=8)
+    axes.set_ylim(-1.5, len(rows) - 0.4)
     axes.set(title=f"test metric, the best {len(rows)} of {1 + len(result['baselines'])}")
     axes.spines[["top", "right"]].set_visible(False)

@@ -23,11 +23,6 @@ from blend.pruning import check_slicing, single_thread
 from blend.task import Splits, Task, check_task, load_task
 from criteria import CRITERIA, ChannelGraph, Criterion, CriterionError, ScoreTable, cluster, collect, score_table
 
-DEFAULT_CRITERIA = (
-    "l1", "l2", "fpgm", "bn_scale", "taylor_l1", "taylor_l2", "taylor_fo", "fisher", "mean_activation", "apoz", "hrank",
-)  # fmt: skip
-"""What is blended unless criteria are chosen: all that cost about one forward and backward pass; ``obd`` costs more."""
-
 
 @dataclass(frozen=True)
 class Problem:
@@ -102,7 +97,7 @@ def prepare(config: SearchConfig, scores: Path | None = None) -> Problem:
         InputError: If a criterion is unknown or does not apply, or the task cannot be pruned as it is.
     """
     with _criterion_errors():
-        criteria = [CRITERIA.get(name) for name in config.criteria or DEFAULT_CRITERIA]
+        criteria = [CRITERIA.get(name) for name in config.criteria]
         task = load_task(config.task, config.options, config.seed)
         splits = check_task(task)
         graph = ChannelGraph.build(task.model, task.example_input, (*task.ignore, *config.ignore))

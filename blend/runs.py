@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from blend.config import SearchConfig
 from blend.errors import BlendError, InputError, nearest
+from blend.progress import say
 from search.archive import Evaluation
 
 SCHEMA = 1
@@ -120,9 +121,10 @@ class Run:
             self._connection.executemany("INSERT INTO evaluations VALUES (?,?,?,?,?,?,?,?,?,?)", rows)
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
             raise BlendError(f"run '{self.name}' cannot be written: {error}") from error
+        finally:
+            if self._connection.in_transaction:  # also when a second Ctrl-C came in between
+                self._connection.execute("ROLLBACK")
 
     def evaluations(self) -> list[Evaluation]:
         """The whole history, in order."""
@@ -257,9 +259,15 @@ def open_run(runs_dir: Path, name: str) -> Run:
 
 
 def all_runs(runs_dir: Path) -> list[Run]:
-    """Every run under a directory, oldest first."""
+    """Every run under a directory, oldest first; one that cannot be read is only told of."""
     folders = [path.parent for path in runs_dir.glob(f"[!.]*/{CONFIG}")]  # drafts of runs being made are hidden
-    return [Run(folder) for folder in sorted(folders, key=lambda path: (path / CONFIG).stat().st_mtime)]
+    runs = []
+    for folder in sorted(folders, key=lambda path: (path / CONFIG).stat().st_mtime):
+        try:
+            runs.append(Run(folder))
+        except InputError as error:
+            say(f"note: {error}")
+    return runs
 
 
 def _locked(file: Any) -> bool:

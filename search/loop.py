@@ -79,9 +79,10 @@ def search(
             return "stopped"
         genomes = strategy.ask(_is_known(objective, archive), limit=left)
         phenotypes = [objective.phenotype(genome) for genome in genomes]
-        report = None if on_evaluation is None else partial(_report, on_evaluation, phase)
-        results = _compute(objective, archive, executor, phenotypes, report)
-        batch = _batch(archive, phase, strategy.generation, genomes, phenotypes, results)
+        batch = evaluate_all(
+            objective.evaluate, archive, executor, phenotypes,
+            phase=phase, generation=strategy.generation, genomes=genomes, on_evaluation=on_evaluation,
+        )  # fmt: skip
         _check_alive(archive, phase, batch)
         for evaluation in batch:
             archive.add(evaluation)
@@ -89,6 +90,38 @@ def search(
         if on_generation is not None:
             on_generation(batch, strategy.state_dict())
     return "evaluations"
+
+
+def evaluate_all(
+    evaluate: Callable[[bytes], Answer],
+    archive: Archive,
+    executor: Executor,
+    phenotypes: Sequence[bytes],
+    *,
+    phase: str,
+    generation: int = 0,
+    genomes: Sequence[Sequence[float]] | None = None,
+    on_evaluation: OnEvaluation | None = None,
+) -> list[Evaluation]:
+    """Evaluate each phenotype that the archive does not hold once; what fails is an evaluation, too.
+
+    Args:
+        evaluate: The objective's.
+        archive: What is known; it is not changed.
+        executor: Computes.
+        phenotypes: What to evaluate.
+        phase: Name under which the evaluations are to be kept.
+        generation: Their generation.
+        genomes: Where the phenotypes come from, if from genomes.
+        on_evaluation: As for `search`.
+
+    Returns:
+        One evaluation a phenotype, in the given order, numbered on from the archive's last.
+    """
+    report = None if on_evaluation is None else partial(_report, on_evaluation, phase)
+    results = _compute(evaluate, archive, executor, phenotypes, report)
+    origins: Sequence[Sequence[float] | None] = [None] * len(phenotypes) if genomes is None else genomes
+    return _batch(archive, phase, generation, origins, phenotypes, results)
 
 
 @dataclass(frozen=True)
@@ -127,10 +160,10 @@ def _is_known(objective: Objective, archive: Archive) -> IsKnown:
 
 
 def _compute(
-    objective: Objective,
+    evaluate: Callable[[bytes], Answer],
     archive: Archive,
     executor: Executor,
-    phenotypes: list[bytes],
+    phenotypes: Sequence[bytes],
     report: Callable[[int, int, _Result], None] | None,
 ) -> dict[bytes, _Result]:
     """Evaluate each phenotype that is not in the archive once."""
@@ -138,7 +171,7 @@ def _compute(
     new = list(copies)
     done = len(phenotypes) - copies.total()
     results: dict[bytes, _Result] = {}
-    for index, outcome in executor.run(partial(_timed, objective.evaluate), new):
+    for index, outcome in executor.run(partial(_timed, evaluate), new):
         result = results[new[index]] = _result(outcome)
         done += copies[new[index]]
         if report is not None:
@@ -173,8 +206,8 @@ def _batch(
     archive: Archive,
     phase: str,
     generation: int,
-    genomes: list[list[float]],
-    phenotypes: list[bytes],
+    genomes: Sequence[Sequence[float] | None],
+    phenotypes: Sequence[bytes],
     results: dict[bytes, _Result],
 ) -> list[Evaluation]:
     """Return the generation's evaluations in the order asked, whatever the order of completion."""
@@ -189,7 +222,7 @@ def _batch(
                 number=len(archive) + len(batch),
                 phase=phase,
                 generation=generation,
-                genome=tuple(genome),
+                genome=None if genome is None else tuple(genome),
                 phenotype=phenotype,
                 fitness=result.fitness,
                 details=result.details,

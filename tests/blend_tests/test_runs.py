@@ -227,6 +227,14 @@ def test_runs_are_listed_oldest_first_without_drafts(run):
     assert [found.name for found in all_runs(runs_dir)] == ["first", second.name]
 
 
+def test_a_run_that_cannot_be_read_does_not_hide_the_others(run, capsys):
+    broken = Run.create(run.folder.parent / "broken", CONFIGURATION)
+    broken.close()
+    (broken.folder / DATABASE).unlink()
+    assert [found.name for found in all_runs(run.folder.parent)] == ["first"]
+    assert "broken' is not a run folder" in capsys.readouterr().err
+
+
 def test_artefacts(run):
     (run.folder / EXPORT).write_text("{}")
     assert run.artefacts() == [run.folder / EXPORT]
