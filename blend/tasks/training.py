@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from blend.errors import BlendError, InputError, described
 from blend.progress import progress, say
+from blend.pruning import single_thread
 from blend.task import FineTuning, Split, Task
 from blend.tasks.cache import cache_dir, written_atomically
 from blend.tasks.networks import build_network
 
-_VERSION = 1  # part of every key: raise it when the code below trains differently
+_VERSION = 2  # part of every key: raise it when the code below trains differently
 
 
 @dataclass(frozen=True)
@@ -128,8 +129,8 @@ def trained_network(
 ) -> nn.Module:
     """Train a network, or load what an earlier call with the same arguments has trained.
 
-    On one machine with one number of threads the same arguments give the same weights. The caller's global random
-    state is left as it was.
+    Training runs on one thread, so that the same arguments give the same weights on any machine of a kind, however
+    many cores it has and however busy they are. The caller's global random state is left as it was.
 
     Args:
         task: the name under which the network is cached and announced.
@@ -158,7 +159,7 @@ def trained_network(
     }
     key = hashlib.sha256(json.dumps(determinants, sort_keys=True).encode()).hexdigest()[:12]
     path = cache_dir() / "networks" / f"{task}-{network}-{key}.safetensors"
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), single_thread():
         torch.manual_seed(seed)
         model = build_network(network, **arguments)
         if _load(model, path):

@@ -11,7 +11,7 @@ UNTRAINED = {"epochs": "0", "width": "2"}
 def test_the_splits_are_disjoint_standardised_and_never_change():
     task = load_task("digits", UNTRAINED, seed=0)
     splits = check_task(task)
-    assert [len(split) for split in splits] == [256, 440, 500]
+    assert [len(split) for split in splits] == [256, 3 * 440, 500]
     assert splits.heldout.inputs.shape[1:] == (1, 16, 16)
     assert splits.test.targets.unique().tolist() == list(range(10))
     assert splits.test.inputs.mean().item() == pytest.approx(0, abs=0.05)
