@@ -13,7 +13,7 @@ from search.space import Choice, Gene, Real, Space
 Clusters = Mapping[str, Sequence[Cluster]]
 
 FACTOR = Real(0.0, 1.0, sigma=0.25)
-OFFSET = Real(-1.0, 1.0, sigma=0.08, spread=0.25)
+OFFSET = Real(-1.0, 1.0, sigma=0.2, spread=0.25)
 
 
 class Encoding(Protocol):

@@ -46,7 +46,7 @@ class Evolution(AskTell):
         seed: int,
         initial: Sequence[Sequence[float]] = (),
         crossover: float = 1.0,
-        mutation: float = 0.05,
+        mutation: float = 0.1,
         tournament: int = 2,
         elite: int = 6,
     ) -> None:
