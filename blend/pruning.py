@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from blend.errors import InputError
 from criteria.graph import ChannelGraph, Indices, Keep
-from criteria.layers import BATCH_NORM, is_depthwise, refit
+from criteria.layers import BATCH_NORM, refit, unit_of
 
 TOLERANCE = 1e-3  # of a masked against a sliced network, relative to the largest output; float32 rounding is ~1e-6
 
@@ -42,7 +42,7 @@ class PrunedNetwork:
         self._owners, self._plan = _slicing_plan(graph, self._statistics)
         self._originals = {name: self._tensors[name].detach().clone() for name in self._plan}
         touched = {name.rpartition(".")[0] for name in self._plan}
-        self._layers = [(m, is_depthwise(m)) for name, m in self.shell.named_modules() if name in touched]
+        self._layers = [(m, unit_of(m)) for name, m in self.shell.named_modules() if name in touched]
 
     def prune(self, keep: Keep) -> nn.Module:
         """Slices the network to the kept channels.
@@ -62,8 +62,8 @@ class PrunedNetwork:
                     tensor = tensor.index_select(dim, positions[owner].to(tensor.device))
             shared = tensor is original and name in self._statistics
             self._tensors[name].data = tensor.clone() if shared else tensor
-        for layer, depthwise in self._layers:
-            refit(layer, depthwise)
+        for layer, unit in self._layers:
+            refit(layer, unit)
         return self.shell
 
     def mask(self, keep: Keep) -> nn.Module:
@@ -146,7 +146,7 @@ def _disagreement(network: PrunedNetwork, keep: Keep, example_input: Tensor) -> 
     masked = network.mask(keep)(example_input)
     try:
         sliced = network.prune(keep)(example_input)
-    except (RuntimeError, IndexError, ValueError):
+    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, AssertionError, ArithmeticError):
         return float("inf")  # the slices do not even fit together: as wrong as can be
     if sliced.shape != masked.shape:
         return float("inf")
