@@ -67,7 +67,7 @@ def plain():
 
 def groupnorm():
     layers = [nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(4, 8), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1)]
-    layers += [nn.GroupNorm(1, 6), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.GroupNorm(5, 5), nn.ReLU()]
+    layers += [nn.GroupNorm(1, 6), nn.ReLU(), nn.Conv2d(6, 5, 3, bias=False), nn.GroupNorm(5, 5), nn.ReLU()]
     return nn.Sequential(*layers, Head(5))
 
 
@@ -124,6 +124,8 @@ def build(name, seed=0):
             if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)):
                 module.weight.uniform_(0.5, 1.5)
                 module.bias.normal_(0, 0.2)
+            if isinstance(module, nn.PReLU):
+                module.weight.uniform_(0.1, 0.5)
             if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
                 module.running_mean.normal_(0, 0.2)
                 module.running_var.uniform_(0.5, 1.5)

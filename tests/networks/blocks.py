@@ -165,7 +165,8 @@ class TokenMLP(nn.Module):
         self.patches = nn.Conv2d(3, width, 4, stride=4)
         self.position = nn.Parameter(torch.randn(1, 16, width) / 5)
         self.attention = nn.MultiheadAttention(width, 2, batch_first=True) if attention else None
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm1 = nn.LayerNorm(width) if attention else None
+        self.norm2 = nn.LayerNorm(width)
         self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.head = nn.Linear(width, 4)
 
