@@ -138,7 +138,8 @@ def check_slicing(model: nn.Module, graph: ChannelGraph, example_input: Tensor, 
                 if not difference <= tolerance:
                     raise InputError(
                         f"pruning the channels of '{name}' gives another network than masking them ({difference}); "
-                        f"the coupling of this layer is not understood: leave it alone with --ignore '{name}'"
+                        f"the coupling of this layer is not understood: leave it alone with "
+                        f"--ignore '{name.partition('#')[0]}'"
                     )
 
 

@@ -151,7 +151,7 @@ class ChannelGraph:
     def fingerprint(self) -> str:
         """Hash of the layout: tensor names and shapes, groups, and who owns what. Weights do not enter."""
         digest = hashlib.sha256(repr(sorted(self.shapes.items())).encode())
-        for axis in self.axes:
+        for axis in sorted(self.axes, key=lambda axis: (axis.tensor, axis.dim)):
             digest.update(f"{axis.tensor}:{axis.dim}".encode() + axis.owner.tobytes())
         digest.update(repr([(group.name, group.size) for group in self.groups]).encode())
         return digest.hexdigest()[:16]

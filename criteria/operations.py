@@ -46,6 +46,8 @@ class Operation:
     def labels(self, outputs: Any) -> list[Tensor]:
         """Compact labels of each tensor that the operation returned."""
         made = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+        if self.name.startswith("embedding"):
+            return [_stays(tensor) for tensor in made]  # whose weight is too large to be followed for nothing
         if all(bool((self.find(tensor) == STAYS).all()) for tensor in self.inputs):
             return [_stays(tensor) for tensor in made]
         followed = self._follow(self.name.rstrip("_"), made)

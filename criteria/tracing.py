@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from criteria.errors import GraphError
 from criteria.labels import STAYS, Ties, compact, varying
 from criteria.layers import (
     BATCH_NORM,
@@ -66,13 +67,18 @@ def trace(model: nn.Module, example_input: Tensor, ignored: Collection[str], who
         example_input: A batch that it accepts.
         ignored: Names of modules whose output channels stay.
         whole: Name of each layer that cannot be sliced, and why.
+
+    Raises:
+        GraphError: If it does not return tensors.
     """
     follower = _Follower(model, ignored, whole, len(example_input))
     with torch.no_grad(), follower:
         outputs = model(example_input)
-    for tensor in tree_leaves(outputs):
-        if isinstance(tensor, Tensor):
-            follower.trace.ties.pin(follower.labels(tensor), "", None)
+    returned = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    if not returned:
+        raise GraphError(f"the network must return tensors, got {type(outputs).__name__}")
+    for tensor in returned:
+        follower.trace.ties.pin(follower.labels(tensor), "", None)
     readers = {layer: set(found) for layer, found in follower.readers.items()}
     follower.trace.norms = {
         layer: norm for layer, found in readers.items() if len(found) == 1 for norm in found if norm in follower.norms
