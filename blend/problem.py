@@ -101,6 +101,8 @@ def prepare(config: SearchConfig, scores: Path | None = None) -> Problem:
         task = load_task(config.task, config.options, config.seed)
         splits = check_task(task)
         graph = ChannelGraph.build(task.model, task.example_input, (*task.ignore, *config.ignore))
+        for left_alone in graph.notes:
+            say(f"note: {left_alone}")
         check_slicing(task.model, graph, task.example_input)
         table = ScoreTable.load(scores) if scores else _score(task, splits, graph, criteria, config)
         clusters = {

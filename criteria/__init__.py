@@ -3,7 +3,7 @@
 from criteria import activation, batchnorm, control, geometry, gradient, magnitude
 from criteria.clustering import Cluster, cluster, mean_spearman, redundancy, spearman, tail_overlap
 from criteria.errors import CriterionError, CriterionValueError, GraphError
-from criteria.graph import ChannelGraph, ChannelGroup, Member
+from criteria.graph import ChannelGraph, ChannelGroup, GroupNote, Member
 from criteria.registry import CRITERIA, Criterion, Registry, register
 from criteria.scores import Note, ScoreTable, normalise, score_table
 from criteria.stats import NEEDS, GroupStats, collect
@@ -18,6 +18,7 @@ __all__ = [
     "CriterionError",
     "CriterionValueError",
     "GraphError",
+    "GroupNote",
     "GroupStats",
     "Member",
     "Note",
