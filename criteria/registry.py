@@ -134,7 +134,8 @@ class Registry:
             if name in self._criteria:
                 owner = self._criteria[name].function.__module__
                 raise CriterionValueError(f"criterion name must be unique, got {name!r}, which {owner} registered")
-            bound = frozenset(bound_need(need, declared(name, function)) for need in needs)
+            defaults = declared(name, function)
+            bound = frozenset(bound_need(need, defaults) for need in needs)
             self._criteria[name] = Criterion(name, family, bound, reference, function)
             return function
 

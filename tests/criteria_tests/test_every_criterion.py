@@ -13,7 +13,7 @@ from .tiny_networks import conv_net, images
 
 EVERY = pytest.mark.parametrize("criterion", CRITERIA, ids=lambda criterion: criterion.name)
 FILTERS = ("weight", "weight_gradient", "weight_gradient_magnitude", "hessian_diagonal", "hessian_gradient")
-SHAPES = {name: (6, 9) for name in (*FILTERS, "flow_gradient")} | {"maps": (5, 6, 4, 4), "image_means": (6, 40)}
+SHAPES = dict.fromkeys((*FILTERS, "flow_gradient"), (6, 9)) | {"maps": (5, 6, 4, 4), "image_means": (6, 40)}
 STATISTICS = [name for need in NEEDS.values() for name in need.fields]
 
 # Degree of homogeneity: statistics of one kind times 3 make scores times 3 to this power.
