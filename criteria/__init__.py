@@ -1,6 +1,6 @@
 """Which filters of a network are important: criteria, the statistics they need, and how they agree."""
 
-from criteria import activation, batchnorm, control, geometry, gradient, magnitude
+from criteria import activation, batchnorm, control, geometry, gradient, losses, magnitude, sensitivity, transforms
 from criteria.clustering import Cluster, cluster, mean_spearman, redundancy, spearman, tail_overlap
 from criteria.errors import CriterionError, CriterionValueError, GraphError
 from criteria.graph import ChannelGraph, ChannelGroup, GroupNote, Member
@@ -31,12 +31,15 @@ __all__ = [
     "control",
     "geometry",
     "gradient",
+    "losses",
     "magnitude",
     "mean_spearman",
     "normalise",
     "redundancy",
     "register",
     "score_table",
+    "sensitivity",
     "spearman",
     "tail_overlap",
+    "transforms",
 ]

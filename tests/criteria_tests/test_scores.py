@@ -14,6 +14,7 @@ from criteria import (
     GroupStats,
     Note,
     ScoreTable,
+    cluster,
     collect,
     normalise,
     score_table,
@@ -232,3 +233,28 @@ def test_what_cannot_be_normalised():
     for bad in (np.array([1, math.nan]), np.ones((2, 2)), np.array(1.0)):
         with pytest.raises(ValueError, match="scores must be a finite vector"):
             normalise(bad, "rank")
+
+
+# --- criteria with parameters --------------------------------------------------------------------------------------
+
+
+def test_a_configured_criterion_is_a_key_everywhere(tmp_path):
+    model, net_graph = conv_net(8)
+    specifications = ["obd", "obd:probes=03", "entropy:bins=5", "entropy"]
+    criteria = [CRITERIA.get(specification) for specification in specifications]
+    needs = frozenset().union(*(criterion.needs for criterion in criteria))
+    table = score_table(collect(model, net_graph, [images()], F.cross_entropy, needs), specifications)
+    assert table.criteria == ("obd", "obd:probes=3", "entropy:bins=5", "entropy")
+    assert not np.array_equal(table.get("obd", "stem"), table.get("obd:probes=3", "stem"))
+    table.save(tmp_path / "table")
+    assert np.array_equal(
+        ScoreTable.load(tmp_path / "table").get("entropy:bins=5", "stem"), table.get("entropy:bins=5", "stem")
+    )
+    named = {name for found in cluster(table, "stem", k=2) for name in found.criteria}
+    assert named == set(table.usable("stem"))
+    assert json.loads(json.dumps(table.to_dict()))["criteria"] == list(table.criteria)
+
+
+def test_the_same_criterion_twice_is_refused():
+    with pytest.raises(ValueError, match="criteria must differ from one another, got 'obd' twice"):
+        score_table({}, ["obd", "l1", "obd:probes=8"])
