@@ -1,11 +1,23 @@
 """Which filters of a network are important: criteria, the statistics they need, and how they agree."""
 
-from criteria import activation, batchnorm, control, geometry, gradient, magnitude
+from criteria import (
+    ablation,
+    activation,
+    batchnorm,
+    control,
+    geometry,
+    gradient,
+    learned,
+    magnitude,
+    reconstruction,
+)
 from criteria.clustering import Cluster, cluster, mean_spearman, redundancy, spearman, tail_overlap
 from criteria.errors import CriterionError, CriterionValueError, GraphError
 from criteria.graph import ChannelGraph, ChannelGroup, Member
+from criteria.passes import Network, PassCriterion, register_pass
 from criteria.registry import CRITERIA, Criterion, Registry, register
 from criteria.scores import Note, ScoreTable, normalise, score_table
+from criteria.scoring import score
 from criteria.stats import NEEDS, GroupStats, collect
 
 __all__ = [
@@ -20,9 +32,12 @@ __all__ = [
     "GraphError",
     "GroupStats",
     "Member",
+    "Network",
     "Note",
+    "PassCriterion",
     "Registry",
     "ScoreTable",
+    "ablation",
     "activation",
     "batchnorm",
     "cluster",
@@ -30,11 +45,15 @@ __all__ = [
     "control",
     "geometry",
     "gradient",
+    "learned",
     "magnitude",
     "mean_spearman",
     "normalise",
+    "reconstruction",
     "redundancy",
     "register",
+    "register_pass",
+    "score",
     "score_table",
     "spearman",
     "tail_overlap",

@@ -23,6 +23,7 @@ class Criterion:
         needs: names of the statistics it reads, see `NEEDS`; all on one side.
         reference: where the formula comes from.
         function: view → tensor of shape (channels,).
+        expensive: whether it costs far more than one sweep.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Criterion:
     needs: frozenset[str]
     reference: str
     function: CriterionFunction
+    expensive: bool = False
 
     @property
     def summary(self) -> str:
@@ -102,13 +104,23 @@ class Registry:
             raise CriterionValueError(f"needs of {name!r} must be of one side, got {', '.join(sorted(needs))}")
 
         def add(function: CriterionFunction) -> CriterionFunction:
-            if name in self._criteria:
-                owner = self._criteria[name].function.__module__
-                raise CriterionValueError(f"criterion name must be unique, got {name!r}, which {owner} registered")
-            self._criteria[name] = Criterion(name, family, frozenset(needs), reference, function)
+            self.add(Criterion(name, family, frozenset(needs), reference, function))
             return function
 
         return add
+
+    def add(self, criterion: Criterion) -> None:
+        """Enter a criterion.
+
+        Raises:
+            CriterionValueError: its name is taken.
+        """
+        if criterion.name in self._criteria:
+            owner = self._criteria[criterion.name].function.__module__
+            raise CriterionValueError(
+                f"criterion name must be unique, got {criterion.name!r}, which {owner} registered"
+            )
+        self._criteria[criterion.name] = criterion
 
     def get(self, name: str) -> Criterion:
         """The criterion called ``name``.

@@ -7,12 +7,15 @@ import torch
 from criteria import CRITERIA, NEEDS, CriterionError, GroupStats, Registry, registry
 
 BUILT_IN = {
+    "ablation": ["accuracy_ablation", "loss_ablation"],
     "activation": ["apoz", "hrank", "mean_activation"],
     "batchnorm": ["bn_scale"],
     "control": ["random"],
     "geometry": ["fpgm"],
     "gradient": ["fisher", "obd", "taylor_fo", "taylor_l1", "taylor_l2"],
+    "learned": ["learned_scale", "se_gate"],
     "magnitude": ["l1", "l2"],
+    "reconstruction": ["cap", "thinet"],
 }
 
 
