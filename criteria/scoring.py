@@ -67,7 +67,7 @@ def score(
         table = _extended(table, criterion, found)
     names = [criterion.name for criterion in chosen]
     notes = sorted(table.notes, key=lambda note: names.index(note.criterion))
-    return ScoreTable(names, table.groups, _scores(table), notes)
+    return ScoreTable(names, table.groups, _scores(table, names), notes)
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -95,7 +95,7 @@ def _statistical(
 
 def _extended(table: ScoreTable, criterion: PassCriterion, found: Mapping[str, Tensor]) -> ScoreTable:
     """The table with one more criterion."""
-    scores, notes = _scores(table), list(table.notes)
+    scores, notes = _scores(table, table.criteria), list(table.notes)
     for group in table.groups:
         values = found[group].detach().cpu().double().numpy() if group in found else None
         reason = criterion.reason if values is None else degeneracy(values)
@@ -106,6 +106,7 @@ def _extended(table: ScoreTable, criterion: PassCriterion, found: Mapping[str, T
     return ScoreTable([*table.criteria, criterion.name], table.groups, scores, notes)
 
 
-def _scores(table: ScoreTable) -> dict[tuple[str, str], Scores]:
-    pairs = ((criterion, group) for criterion in table.criteria for group in table.groups)
+def _scores(table: ScoreTable, criteria: Sequence[str]) -> dict[tuple[str, str], Scores]:
+    """What the table holds, in this order of its criteria."""
+    pairs = ((criterion, group) for criterion in criteria for group in table.groups)
     return {pair: scores for pair in pairs if (scores := table.get(*pair)) is not None}
