@@ -1,7 +1,7 @@
 """Criteria that take passes of their own over the network, instead of reading the statistics of the one sweep."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -87,10 +87,12 @@ class PassCriterion(Criterion):
     Attributes:
         function: `PassFunction`; keyword-only arguments with defaults are its parameters.
         lacking: what a group lacks that gets no scores, as the end of a sentence.
+        configured: parameters that are not the function's defaults.
     """
 
-    function: Callable[[Any], Any]
+    function: Callable[..., Any]
     lacking: str = "does not apply"
+    configured: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def missing(self, stats: GroupStats) -> str | None:
         """Statistics alone never do."""
@@ -102,7 +104,7 @@ class PassCriterion(Criterion):
         Raises:
             CriterionError: it applies to none, or the function returned other groups or shapes.
         """
-        found = dict(self.function(network))
+        found = dict(self.function(network, **self.configured))
         sizes = {group.name: group.size for group in network.graph.groups}
         for name, scores in found.items():
             if name not in sizes:
@@ -140,7 +142,17 @@ def register_pass(
     """
 
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
-        registry.add(PassCriterion(name, family, frozenset(), reference, function, expensive, lacking=lacking))
+        registry.add(
+            PassCriterion(
+                name=name,
+                family=family,
+                needs=frozenset(),
+                reference=reference,
+                function=function,
+                expensive=expensive,
+                lacking=lacking,
+            )
+        )
         return function
 
     return add
