@@ -65,7 +65,7 @@ def collect(
     producers = Producers(model, graph, frozenset(needs), seed)
     consumers = Consumers(model, graph, frozenset(needs), seed, map_images)
     if producers.active or consumers.active:
-        with undisturbed(model, seed), producers.hooked(), consumers.hooked():
+        with _undisturbed(model, seed), producers.hooked(), consumers.hooked():
             done = 0
             for done, batch in enumerate(batches, 1):
                 _sweep(model, batch, loss, producers, consumers)
@@ -91,7 +91,7 @@ def _sweep(
 
 
 @contextmanager
-def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
+def _undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
     """Eval mode and a seeded default generator inside, everything as before afterwards."""
     modes = {module: module.training for module in model.modules()}
     with torch.random.fork_rng(devices={parameter.device for parameter in model.parameters() if parameter.is_cuda}):
