@@ -8,6 +8,7 @@ from torch import nn
 
 from criteria import (
     CRITERIA,
+    ChannelGraph,
     CriterionError,
     CriterionValueError,
     GroupStats,
@@ -21,6 +22,7 @@ from criteria import (
 from criteria.passes import sampled
 from criteria.stats import collect
 
+from .test_criteria import Net
 from .tiny_networks import assert_same, conv_net, images, snapshot
 
 PASSES = [criterion for criterion in CRITERIA if isinstance(criterion, PassCriterion)]
@@ -232,3 +234,22 @@ def test_a_sample_is_the_same_however_the_examples_are_split():
     assert samples[0] == samples[1] == samples[2] == sorted(set(samples[0]))
     assert len(samples[0]) == 9
     assert len(torch.cat([x for x, _ in sampled([(inputs, targets)], 99, seed=1)])) == 40
+
+
+# --- coupled layers ------------------------------------------------------------------------------------------------
+
+
+@EVERY
+def test_residuals_depthwise_layers_and_concatenations_are_scored(criterion):
+    torch.manual_seed(0)
+    model = Net()
+    net_graph = ChannelGraph.build(model, torch.zeros(1, 3, 8, 8))
+    batch = (torch.randn(24, 3, 8, 8), torch.arange(24) % 10)
+    table = score(model, net_graph, [batch], lambda out, y: F.cross_entropy(8 * out, y), [criterion], metric=correct)
+    for one in net_graph.groups:
+        scores = table.get(criterion.name, one.name)
+        if scores is None:  # few images give an accuracy few values
+            assert criterion.name == "accuracy_ablation"
+        else:
+            assert scores.shape == (one.size,)
+            assert np.isfinite(scores).all()

@@ -9,6 +9,7 @@ from torch import nn
 from criteria import CRITERIA, ChannelGraph, CriterionError, Network, reconstruction, score
 from criteria.moments import ConsumerMoments, consumer_moments, reading_filters, unfolded
 
+from .test_criteria import Net
 from .tiny_networks import conv_net, graph, group, images, member
 
 
@@ -271,15 +272,30 @@ def test_a_depthwise_layer_hands_on_to_its_readers():
     assert reconstruction.thinet(network)["expand"].tolist() == brute_thinet([consumer], 8).tolist()
 
 
+def test_a_concatenation_is_read_at_the_groups_own_place():
+    torch.manual_seed(0)
+    model = Net().eval()
+    net_graph = ChannelGraph.build(model, torch.zeros(1, 3, 8, 8))
+    inputs = torch.randn(40, 3, 8, 8)
+    read = []
+    handle = model.last.register_forward_pre_hook(lambda module, args: read.append(args[0]))
+    with torch.no_grad():
+        model(inputs)
+    handle.remove()
+    patches = F.unfold(read[0], 3).movedim(1, -1).flatten(0, 1)[:, : 5 * 9].double().numpy()
+    consumer = (patches, model.last.weight.detach()[:, :5].flatten(1).double().numpy())
+    network = network_of(model, net_graph, inputs)
+    assert reconstruction.cap(network, patches=True)["side"].tolist() == brute_cap([consumer], 5).tolist()
+    assert reconstruction.thinet(network, patches=True)["side"].tolist() == brute_thinet([consumer], 5).tolist()
+
+
 def test_a_group_that_nothing_mixes_has_no_scores():
     model, net_graph = conv_net()
     unread = graph(net_graph.groups[0], group("conv", 3, [member("conv", 3)]))
     table = score(model, unread, [images()], F.cross_entropy, ["cap", "l1"])
     assert [(note.criterion, note.group) for note in table.notes] == [("cap", "conv")]
     assert "needs a convolution or linear layer that mixes the group's channels; there is none" in table.notes[0].reason
-    with pytest.raises(
-        CriterionError, match=r"criterion 'cap' needs a convolution .* \(nor does it to any other"
-    ):
+    with pytest.raises(CriterionError, match=r"criterion 'cap' needs a convolution .* \(nor does it to any other"):
         score(model, graph(unread.groups[1]), [images()], F.cross_entropy, ["cap"])
 
 
