@@ -57,11 +57,15 @@ class _Regression:
     def gains(self) -> Tensor:
         """(C,), the share of the variance of y that each channel would add."""
         count, size = len(self.channels), self.block
-        cross = self.cross.view(-1, count, size)
-        gram = torch.einsum("rcb,rcd->cbd", cross, cross)
-        own = self.rest.view(count, size, count, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-        own = torch.where(self.open[:, None, None], own, torch.eye(size, dtype=own.dtype))
-        explained = torch.cholesky_solve(gram, torch.linalg.cholesky(own)).diagonal(dim1=1, dim2=2).sum(1)
+        if size == 1:  # the same as below, without the detour over matrices
+            explained = self.cross.square().sum(0) / self.rest.diagonal().where(self.open, 1)
+        else:
+            cross = self.cross.view(-1, count, size)
+            gram = torch.einsum("rcb,rcd->cbd", cross, cross)
+            own = self.rest.view(count, size, count, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+            own = torch.where(self.open[:, None, None], own, torch.eye(size, dtype=own.dtype))
+            factor = torch.linalg.cholesky(own)
+            explained = torch.cholesky_solve(gram, factor).diagonal(dim1=1, dim2=2).sum(1)
         return explained.where(self.open, 0) / self.total
 
     def take(self, channel: int) -> None:
