@@ -42,42 +42,67 @@ def cap(network: Network, *, patches: bool = False, ridge: float = 0.01) -> dict
 
 
 class _Regression:
-    """A consumer's regression on the channels taken so far, kept as the rest that they leave."""
+    """A consumer's regression on the channels taken so far: Cholesky's factorisation, a block of columns at a time.
+
+    With V the rows of the factor and U the same steps of the outputs, what is left to explain are the covariance
+    S - VᵀV of x and the cross-covariance G - UᵀV of y with x. Of these only each channel's own blocks are kept.
+    """
 
     def __init__(self, moments: ConsumerMoments, ridge: float) -> None:
+        width = len(moments.mean)
         self.channels = torch.from_numpy(moments.channels)
         self.block = moments.block
         filters = _narrowed(moments.filters)
-        self.cross = filters @ moments.covariance  # (outputs, C·b), of y with x
+        self.cross = filters @ moments.covariance  # (outputs, C·b)
         self.total = float((self.cross * filters).sum())
         penalty = ridge * moments.covariance.diagonal().mean()
-        self.rest = moments.covariance + penalty * torch.eye(len(moments.mean), dtype=torch.float64)
+        self.inputs = moments.covariance + penalty * torch.eye(width, dtype=torch.float64)
+        self.of_inputs = self.inputs.new_zeros(width, width)  # V
+        self.of_outputs = self.inputs.new_zeros(width, len(filters))  # U
+        self.taken = 0  # rows of both that are filled
+        self.own = self._blocks(self.inputs)  # (b, C, b), each channel's covariance that is left
+        columns = self.cross.view(len(filters), -1, self.block)
+        self.gram = torch.einsum("rcb,rcd->bcd", columns, columns)  # (b, C, b), of its cross-covariance with itself
         self.open = torch.ones(len(self.channels), dtype=torch.bool)
+
+    def _blocks(self, square: Tensor) -> Tensor:
+        count, size = len(self.channels), self.block
+        return square.view(count, size, count, size).diagonal(dim1=0, dim2=2).permute(0, 2, 1).clone()
 
     def gains(self) -> Tensor:
         """(C,), the share of the variance of y that each channel would add."""
-        count, size = len(self.channels), self.block
-        if size == 1:  # the same as below, without the detour over matrices
-            explained = self.cross.square().sum(0) / self.rest.diagonal().where(self.open, 1)
+        own, gram = self.own.transpose(0, 1), self.gram.transpose(0, 1)
+        own = torch.where(self.open[:, None, None], own, torch.eye(self.block, dtype=own.dtype))
+        if self.block == 1:  # the same as below, without the detour over matrices
+            explained = (gram / own).flatten()
         else:
-            cross = self.cross.view(-1, count, size)
-            gram = torch.einsum("rcb,rcd->cbd", cross, cross)
-            own = self.rest.view(count, size, count, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-            own = torch.where(self.open[:, None, None], own, torch.eye(size, dtype=own.dtype))
-            factor = torch.linalg.cholesky(own)
-            explained = torch.cholesky_solve(gram, factor).diagonal(dim1=1, dim2=2).sum(1)
+            explained = torch.cholesky_solve(gram, torch.linalg.cholesky(own)).diagonal(dim1=1, dim2=2).sum(1)
         return explained.where(self.open, 0) / self.total
 
     def take(self, channel: int) -> None:
-        """Explain what there is by a channel: a block step of Cholesky's factorisation."""
+        """Explain what there is by a channel."""
         for row in (self.channels == channel).nonzero().flatten().tolist():
             columns = slice(row * self.block, (row + 1) * self.block)
-            factor = torch.linalg.cholesky(self.rest[columns, columns])
-            of_inputs = torch.linalg.solve_triangular(factor, self.rest[columns], upper=False)
-            of_outputs = torch.linalg.solve_triangular(factor, self.cross[:, columns].T, upper=False)
-            self.rest.addmm_(of_inputs.T, of_inputs, alpha=-1)
-            self.cross.addmm_(of_outputs.T, of_inputs, alpha=-1)
+            known, outputs = self.of_inputs[: self.taken], self.of_outputs[: self.taken]
+            left = self.inputs[columns] - known[:, columns].T @ known
+            factor = torch.linalg.cholesky(left[:, columns])
+            step = torch.linalg.solve_triangular(factor, left, upper=False)
+            crossing = (self.cross[:, columns] - outputs.T @ known[:, columns]).T
+            crossing = torch.linalg.solve_triangular(factor, crossing, upper=False)
+            self._subtract(step, crossing, crossing @ self.cross - (crossing @ outputs.T) @ known)
+            self.of_inputs[self.taken : self.taken + self.block] = step
+            self.of_outputs[self.taken : self.taken + self.block] = crossing
+            self.taken += self.block
             self.open[row] = False
+
+    def _subtract(self, step: Tensor, crossing: Tensor, overlap: Tensor) -> None:
+        """Bring the blocks up to date: v, u, and u times the cross-covariance, each of b rows."""
+        step = step.view(self.block, -1, self.block)
+        overlap = overlap.view(self.block, -1, self.block)
+        self.own -= torch.einsum("kcb,kcd->bcd", step, step)
+        both = torch.einsum("kcb,kcd->bcd", step, overlap)
+        squared = torch.einsum("kcb,kl,lcd->bcd", step, crossing @ crossing.T, step)
+        self.gram += squared - both - both.permute(2, 1, 0)
 
 
 def _forward(size: int, consumers: list[_Regression]) -> Tensor:
