@@ -253,3 +253,37 @@ def test_residuals_depthwise_layers_and_concatenations_are_scored(criterion):
         else:
             assert scores.shape == (one.size,)
             assert np.isfinite(scores).all()
+
+
+KINDS = {
+    "1d": (nn.Sequential(nn.Conv1d(2, 6, 3), nn.BatchNorm1d(6), nn.ReLU(), nn.Conv1d(6, 3, 3)), (2, 9)),
+    "3d": (nn.Sequential(nn.Conv3d(2, 6, 3), nn.BatchNorm3d(6), nn.ReLU(), nn.Conv3d(6, 3, 2)), (2, 5, 5, 5)),
+    "transposed": (nn.Sequential(nn.ConvTranspose2d(2, 6, 2), nn.ReLU(), nn.ConvTranspose2d(6, 3, 3)), (2, 4, 4)),
+    "perceptron": (nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)), (5,)),
+    "tokens": (nn.Sequential(nn.Linear(5, 6), nn.GELU(), nn.Linear(6, 3)), (7, 5)),
+    "channels last": (
+        nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 3, 3)).to(memory_format=torch.channels_last),
+        (2, 6, 6),
+    ),
+}
+
+
+@EVERY
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_kinds_of_layers_are_scored(criterion, kind):
+    model, shape = KINDS[kind]
+    net_graph = ChannelGraph.build(model, torch.zeros(1, *shape))
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(16, *shape, generator=generator)
+    inputs = inputs.to(memory_format=torch.channels_last) if kind == "channels last" else inputs
+    batches = [(inputs, torch.zeros(16))]
+    table = score(
+        model, net_graph, batches, lambda out, _: out.square().mean(), [criterion],
+        metric=lambda out, _: -out.flatten(1).square().mean(1),
+    )  # fmt: skip
+    scores = table.get(criterion.name, "0")
+    assert scores is not None, table.notes
+    assert scores.shape == (6,)
+    if criterion.name in ("cap", "thinet"):
+        network = Network(model.eval(), net_graph, batches, F.cross_entropy)
+        assert sorted(criterion.function(network, patches=True)["0"].tolist()) == [1, 2, 3, 4, 5, 6]
