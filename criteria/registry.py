@@ -28,6 +28,7 @@ class Criterion:
         reference: where the formula comes from.
         function: view → tensor of shape (channels,).
         configured: parameters that are not the function's defaults.
+        expensive: whether it costs far more than one sweep.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Criterion:
     reference: str
     function: CriterionFunction
     configured: Mapping[str, Value] = field(default_factory=dict, hash=False)
+    expensive: bool = False
 
     @property
     def parameters(self) -> Mapping[str, Value]:
@@ -131,15 +133,25 @@ class Registry:
             raise CriterionValueError(f"needs of {name!r} must be of one side, got {', '.join(sorted(needs))}")
 
         def add(function: CriterionFunction) -> CriterionFunction:
-            if name in self._criteria:
-                owner = self._criteria[name].function.__module__
-                raise CriterionValueError(f"criterion name must be unique, got {name!r}, which {owner} registered")
             defaults = declared(name, function)
             bound = frozenset(bound_need(need, defaults) for need in needs)
-            self._criteria[name] = Criterion(name, family, bound, reference, function)
+            self.add(Criterion(name, family, bound, reference, function))
             return function
 
         return add
+
+    def add(self, criterion: Criterion) -> None:
+        """Enter a criterion.
+
+        Raises:
+            CriterionValueError: its name is taken.
+        """
+        if criterion.name in self._criteria:
+            owner = self._criteria[criterion.name].function.__module__
+            raise CriterionValueError(
+                f"criterion name must be unique, got {criterion.name!r}, which {owner} registered"
+            )
+        self._criteria[criterion.name] = criterion
 
     def get(self, specification: str) -> Criterion:
         """The criterion of a name, ``obd``, or of a name with parameters, ``obd:probes=8``.

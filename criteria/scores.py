@@ -143,7 +143,7 @@ def score_table(
             raise CriterionError(f"{reasons[0]} (nor does any other group have it)")
         for (group, views), reason in zip(stats.items(), reasons, strict=True):
             values = None if reason else _group_scores(criterion, views, combine)
-            if values is not None and not (reason := _degeneracy(values)):
+            if values is not None and not (reason := degeneracy(values)):
                 scores[criterion.name, group] = values
             else:
                 notes.append(Note(criterion.name, group, str(reason)))
@@ -158,7 +158,7 @@ def _reason_against(criterion: Criterion, views: Sequence[GroupStats]) -> str | 
     return None if None in reasons else reasons[0]
 
 
-def _degeneracy(scores: Scores) -> str | None:
+def degeneracy(scores: Scores) -> str | None:
     """Why scores cannot be ranked; None if they can."""
     if not np.isfinite(scores).all():
         return f"degenerate: {np.count_nonzero(~np.isfinite(scores))} of {len(scores)} scores are not finite"
@@ -178,11 +178,11 @@ def _group_scores(criterion: Criterion, views: Sequence[GroupStats], combine: Co
         scores[row, channels] = criterion(view).detach().cpu().double().numpy()
         carried[row, channels] = True
     with np.errstate(invalid="ignore"):  # scores that are not finite are found out later
-        combined = scores[0] if len(scores) == 1 else _combined(scores, carried, combine)
+        combined = scores[0] if len(scores) == 1 else combined_scores(scores, carried, combine)
     return np.where(carried.any(0), combined, np.nan)
 
 
-def _combined(scores: Scores, carried: NDArray[np.bool_], combine: Combination) -> Scores:
+def combined_scores(scores: Scores, carried: NDArray[np.bool_], combine: Combination) -> Scores:
     """One row from several, of which each holds 0 for the channels it does not carry."""
     if combine == "sum":
         return np.asarray(scores.sum(0))

@@ -8,13 +8,16 @@ import torch
 from criteria import CRITERIA, NEEDS, CriterionError, GroupStats, Registry, registry
 
 BUILT_IN = {
+    "ablation": ["accuracy_ablation", "loss_ablation"],
     "activation": ["apoz", "chip", "entropy", "hrank", "mean_activation"],
     "batchnorm": ["bn_scale", "bn_taylor"],
     "control": ["random"],
     "geometry": ["cosine", "fermat", "fpgm", "whc"],
     "gradient": ["fisher", "obd", "taylor_fo", "taylor_l1", "taylor_l2", "taylor_output", "taylor_so"],
     "label-aware": ["discriminant"],
+    "learned": ["learned_scale", "se_gate"],
     "magnitude": ["l1", "l2", "lamp"],
+    "reconstruction": ["cap", "thinet"],
     "sensitivity": ["grasp", "snip", "synflow"],
 }
 

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 
 from criteria import (
     CRITERIA,
-    NEEDS,
     Criterion,
     CriterionError,
     GroupStats,
@@ -17,6 +16,7 @@ from criteria import (
     cluster,
     collect,
     normalise,
+    score,
     score_table,
 )
 
@@ -160,7 +160,7 @@ def test_unknown_choices():
 
 def test_a_saved_table_comes_back_bit_for_bit(tmp_path):
     model, net_graph = conv_net()
-    table = score_table(collect(model, net_graph, [images()], F.cross_entropy, NEEDS), CRITERIA)
+    table = score(model, net_graph, [images()], F.cross_entropy, CRITERIA, metric=lambda out, y: out[:, 0] * y)
     path = tmp_path / "scores.table"
     table.save(path)
     again = ScoreTable.load(path)
