@@ -1,7 +1,7 @@
 """Criteria that take passes of their own over the network, instead of reading the statistics of the one sweep."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ from criteria.errors import CriterionError, CriterionValueError
 from criteria.graph import ChannelGraph, ChannelGroup, Member
 from criteria.layers import is_depthwise
 from criteria.registry import CRITERIA, Criterion, Registry
+from criteria.specification import declared
 from criteria.stats import Loss
 from criteria.views import GroupStats
 

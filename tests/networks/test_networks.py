@@ -186,6 +186,11 @@ def assert_close(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=1e-2, atol=1e-5 * float(expected.abs().max()) + 1e-9)
 
 
+FILTERS = {"weight", "weight_gradient", "weight_gradient_magnitude", "hessian_gradient", "flow_gradient"}
+BY_POSITION = FILTERS | {"hessian_diagonal", "gate_change_squared", "maps"}
+"""Filters whose columns move along with the channels they read, and statistics whose probes belong to positions."""
+
+
 @EVERY
 def test_permuting_channels_permutes_statistics(name):
     graph, stats = graph_of(name), statistics(name)
@@ -196,7 +201,7 @@ def test_permuting_channels_permutes_statistics(name):
     for group in graph.groups:
         order = torch.from_numpy(orders[group.name])
         for before, after in zip(stats[group.name], again[group.name], strict=True):
-            for field in before.present - {"hessian_diagonal", "weight", "weight_gradient", "maps"}:
+            for field in before.present - BY_POSITION:
                 assert_close(getattr(after, field), getattr(before, field)[order])
             for field in {"weight", "weight_gradient"} & before.present:  # inside a filter the order differs, too
                 assert_close(getattr(after, field).abs().sum(1), getattr(before, field)[order].abs().sum(1))
