@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +17,11 @@ from blend.config import SearchConfig
 from blend.encoding import ClusterEncoding, Clusters, Encoding, SharedEncoding
 from blend.errors import InputError
 from blend.formula import Blender
-from blend.progress import progress, say
+from blend.progress import Progress, progress, say
 from blend.pruning import check_slicing, single_thread
 from blend.task import Splits, Task, check_task, load_task
-from criteria import CRITERIA, ChannelGraph, Criterion, CriterionError, ScoreTable, cluster, collect, score_table
+from criteria import CRITERIA, ChannelGraph, Criterion, CriterionError, ScoreTable, cluster, score
+from criteria.passes import OnStep
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,8 @@ def prepare(config: SearchConfig, scores: Path | None = None) -> Problem:
         task = load_task(config.task, config.options, config.seed)
         splits = check_task(task)
         graph = ChannelGraph.build(task.model, task.example_input, (*task.ignore, *config.ignore))
+        for left_alone in graph.notes:
+            say(f"note: {left_alone}")
         check_slicing(task.model, graph, task.example_input)
         table = ScoreTable.load(scores) if scores else _score(task, splits, graph, criteria, config)
         clusters = {
@@ -138,15 +140,28 @@ def weight_hash(model: nn.Module) -> str:
 def _score(
     task: Task, splits: Splits, graph: ChannelGraph, criteria: Sequence[Criterion], config: SearchConfig
 ) -> ScoreTable:
-    needs = frozenset[str]().union(*(criterion.needs for criterion in criteria))
-    total = math.ceil(len(splits.calibration) / config.batch_size)
-    with single_thread(), progress("collecting statistics", total) as bar:
-        batches = splits.calibration.batches(config.batch_size)
-        # One thread, so that the scores are the same bits whatever the number of cores.
-        stats = collect(
-            task.model, graph, batches, task.loss, needs, seed=config.seed, on_batch=lambda *_: bar.advance(1)
+    batches = list(splits.calibration.batches(config.batch_size))
+    # One thread, so that the scores are the same bits whatever the number of cores.
+    with single_thread(), _bars() as on_step:
+        table = score(
+            task.model, graph, batches, task.loss, criteria, metric=task.metric, seed=config.seed, on_step=on_step
         )
-    table = score_table(stats, criteria)
     for note in table.notes:
         say(f"note: {note.criterion} in {note.group}: {note.reason}")
     return table
+
+
+@contextmanager
+def _bars() -> Iterator[OnStep]:
+    """Shows a bar for the statistics, and one for each criterion that takes passes of its own."""
+    with ExitStack() as stack:
+        bars: dict[str, Progress] = {}
+
+        def on_step(what: str, done: int, total: int) -> None:
+            if what not in bars:
+                stack.close()
+                name = "collecting statistics" if what == "statistics" else f"scoring by {what}"
+                bars[what] = stack.enter_context(progress(name, total))
+            bars[what].advance(1)
+
+        yield on_step

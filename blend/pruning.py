@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from blend.errors import InputError
 from criteria.graph import ChannelGraph, Indices, Keep
-from criteria.layers import BATCH_NORM, is_depthwise, refit
+from criteria.layers import BATCH_NORM, refit, unit_of
 
-TOLERANCE = 1e-3  # of a masked against a sliced network, relative to the largest output; float32 rounding is ~1e-6
+# Of a masked against a sliced network, relative to the largest output; rounding is ~1e-14, ~1e-6 and ~1e-2.
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.03}
 
 
 class PrunedNetwork:
@@ -30,6 +31,7 @@ class PrunedNetwork:
 
     def __init__(self, model: nn.Module, graph: ChannelGraph) -> None:
         self.graph = graph
+        self._frozen = frozenset(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
         self.shell = copy.deepcopy(model).eval().requires_grad_(False)
         self._tensors: dict[str, Tensor] = self.shell.state_dict(keep_vars=True)
         # Recalibration writes to the statistics of BatchNorm, so that they are copied for every candidate.
@@ -42,7 +44,7 @@ class PrunedNetwork:
         self._owners, self._plan = _slicing_plan(graph, self._statistics)
         self._originals = {name: self._tensors[name].detach().clone() for name in self._plan}
         touched = {name.rpartition(".")[0] for name in self._plan}
-        self._layers = [(m, is_depthwise(m)) for name, m in self.shell.named_modules() if name in touched]
+        self._layers = [(m, unit_of(m)) for name, m in self.shell.named_modules() if name in touched]
 
     def prune(self, keep: Keep) -> nn.Module:
         """Slices the network to the kept channels.
@@ -62,8 +64,8 @@ class PrunedNetwork:
                     tensor = tensor.index_select(dim, positions[owner].to(tensor.device))
             shared = tensor is original and name in self._statistics
             self._tensors[name].data = tensor.clone() if shared else tensor
-        for layer, depthwise in self._layers:
-            refit(layer, depthwise)
+        for layer, unit in self._layers:
+            refit(layer, unit)
         return self.shell
 
     def mask(self, keep: Keep) -> nn.Module:
@@ -81,8 +83,11 @@ class PrunedNetwork:
         return self.shell
 
     def extract(self, keep: Keep) -> nn.Module:
-        """A physically smaller network of its own, in evaluation mode, with its parameters trainable."""
-        return copy.deepcopy(self.prune(keep)).requires_grad_(True)
+        """A physically smaller network of its own, in evaluation mode, with the same parameters trainable as before."""
+        network = copy.deepcopy(self.prune(keep))
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(name not in self._frozen)
+        return network
 
 
 def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
@@ -115,24 +120,39 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
 def check_slicing(model: nn.Module, graph: ChannelGraph, example_input: Tensor, seed: int = 0) -> None:
     """Proves the slicing plan on a batch: the masked and the physically sliced network must agree.
 
-    Every group is checked on its own, so that the error can name it, and then all together.
+    Every group is checked on its own, so that the error can name it, and then all together. In double precision, where
+    rounding cannot be mistaken for an error nor hide one; in the network's own where its forward insists on that.
 
     Raises:
         InputError: Naming the first group whose slices are wrong, and what to do.
     """
-    network = PrunedNetwork(model, graph)
+    network, inputs = _in_double(model, graph, example_input)
+    tolerance = TOLERANCES[next(network.shell.parameters()).dtype]
     rng = np.random.default_rng(seed)
     with torch.no_grad():
         for name, where in [*graph.slices.items(), ("all groups", slice(None))]:
             for halves in _halves(graph, rng):
                 keep = np.ones(len(graph), dtype=bool)
                 keep[where] = halves[where]
-                difference = _disagreement(network, keep, example_input)
-                if not difference <= TOLERANCE:
+                difference = _disagreement(network, keep, inputs)
+                if not difference <= tolerance:
                     raise InputError(
                         f"pruning the channels of '{name}' gives another network than masking them ({difference}); "
-                        f"the coupling of this layer is not understood: leave it alone with --ignore '{name}'"
+                        f"the coupling of this layer is not understood: leave it alone with "
+                        f"--ignore '{name.partition('#')[0]}'"
                     )
+
+
+def _in_double(model: nn.Module, graph: ChannelGraph, inputs: Tensor) -> tuple[PrunedNetwork, Tensor]:
+    """The network and its input in double precision, or as they are if the network does not run like that."""
+    try:
+        doubled = copy.deepcopy(model).eval().double()
+        wide = inputs.double() if inputs.is_floating_point() else inputs
+        with torch.no_grad():
+            doubled(wide)
+    except (RuntimeError, TypeError):  # something in it has a type of its own, or the device knows no doubles
+        return PrunedNetwork(model, graph), inputs
+    return PrunedNetwork(doubled, graph), wide
 
 
 def _halves(graph: ChannelGraph, rng: np.random.Generator) -> Iterator[Keep]:
@@ -146,7 +166,7 @@ def _disagreement(network: PrunedNetwork, keep: Keep, example_input: Tensor) -> 
     masked = network.mask(keep)(example_input)
     try:
         sliced = network.prune(keep)(example_input)
-    except (RuntimeError, IndexError, ValueError):
+    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, AssertionError, ArithmeticError):
         return float("inf")  # the slices do not even fit together: as wrong as can be
     if sliced.shape != masked.shape:
         return float("inf")

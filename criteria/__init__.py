@@ -1,11 +1,26 @@
 """Which filters of a network are important: criteria, the statistics they need, and how they agree."""
 
-from criteria import activation, batchnorm, control, geometry, gradient, magnitude
+from criteria import (
+    ablation,
+    activation,
+    batchnorm,
+    control,
+    geometry,
+    gradient,
+    learned,
+    losses,
+    magnitude,
+    reconstruction,
+    sensitivity,
+    transforms,
+)
 from criteria.clustering import Cluster, cluster, mean_spearman, redundancy, spearman, tail_overlap
 from criteria.errors import CriterionError, CriterionValueError, GraphError
-from criteria.graph import ChannelGraph, ChannelGroup, Member
+from criteria.graph import ChannelGraph, ChannelGroup, GroupNote, Member
+from criteria.passes import Network, PassCriterion, register_pass
 from criteria.registry import CRITERIA, Criterion, Registry, register
 from criteria.scores import Note, ScoreTable, normalise, score_table
+from criteria.scoring import score
 from criteria.stats import NEEDS, GroupStats, collect
 
 __all__ = [
@@ -18,11 +33,15 @@ __all__ = [
     "CriterionError",
     "CriterionValueError",
     "GraphError",
+    "GroupNote",
     "GroupStats",
     "Member",
+    "Network",
     "Note",
+    "PassCriterion",
     "Registry",
     "ScoreTable",
+    "ablation",
     "activation",
     "batchnorm",
     "cluster",
@@ -30,12 +49,19 @@ __all__ = [
     "control",
     "geometry",
     "gradient",
+    "learned",
+    "losses",
     "magnitude",
     "mean_spearman",
     "normalise",
+    "reconstruction",
     "redundancy",
     "register",
+    "register_pass",
+    "score",
     "score_table",
+    "sensitivity",
     "spearman",
     "tail_overlap",
+    "transforms",
 ]

@@ -1,8 +1,10 @@
 """Criteria that look at what the next layer gets to read of a channel."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from criteria.errors import CriterionValueError
 from criteria.registry import register
 from criteria.views import GroupStats
 
@@ -50,3 +52,92 @@ def hrank(stats: GroupStats) -> Tensor:
     """
     ranks: Tensor = torch.linalg.matrix_rank(stats.maps)
     return ranks.to(stats.maps.dtype).mean(0)
+
+
+@register("entropy", family="activation", needs={"image_means"}, reference="Luo and Wu, 2017, arXiv:1706.05791")
+def entropy(stats: GroupStats, *, bins: int = 20) -> Tensor:
+    r"""Entropy of a channel's spatial means over images, :math:`-\sum_b p_b \ln p_b`.
+
+    p is their histogram of equal bins between the channel's own least and largest mean, the upper edge included. The
+    means are held for all images up to a bound, so that the range needs no guess; a channel that never changes has 0.
+
+    Args:
+        stats: ``image_means`` of shape (channels, images).
+        bins: number of bins.
+
+    Returns:
+        Scores of shape (channels,), between 0 and ln(bins); higher means keep.
+
+    Raises:
+        CriterionValueError: fewer than 2 bins.
+    """
+    if bins < 2:
+        raise CriterionValueError(f"bins must be at least 2, got {bins}")
+    means = stats.image_means.double()
+    low, high = means.amin(1, keepdim=True), means.amax(1, keepdim=True)
+    place = ((means - low) / torch.where(high > low, high - low, 1) * bins).long().clamp(max=bins - 1)
+    shares = F.one_hot(place, bins).double().mean(1)
+    entropies: Tensor = torch.special.entr(shares).sum(1)
+    return entropies
+
+
+@register("chip", family="activation", needs={"maps"}, reference="Sui et al., NeurIPS 2021, arXiv:2110.13981")
+def chip(stats: GroupStats) -> Tensor:
+    r"""Loss of nuclear norm without a channel, :math:`\|A\|_* - \|A_{-i}\|_*`, averaged over images.
+
+    A are an image's maps as rows of a matrix, :math:`A_{-i}` the same with row i zero. Singular values are had from
+    the smaller Gram matrix in float64, which resolves them to 1e-8 of the largest.
+
+    Args:
+        stats: ``maps`` of shape (images, channels, H, W).
+
+    Returns:
+        Scores of shape (channels,), in the unit of the activation; higher means keep.
+    """
+    maps = stats.maps.flatten(2).double()
+    without = _without_each if maps.shape[1] <= maps.shape[2] else _outside_each
+    losses = [_nuclear_norm(_gram(image)) - _nuclear_norm(without(image)) for image in maps]
+    return torch.stack(losses).mean(0)
+
+
+def _gram(maps: Tensor) -> Tensor:
+    """The smaller of the two Gram matrices."""
+    return maps @ maps.T if len(maps) <= maps.shape[1] else maps.T @ maps
+
+
+def _without_each(maps: Tensor) -> Tensor:
+    """For each row, the Gram matrix of the rows with this one zero."""
+    kept = 1 - torch.eye(len(maps), dtype=maps.dtype, device=maps.device)
+    return (maps @ maps.T) * kept[:, :, None] * kept[:, None, :]
+
+
+def _outside_each(maps: Tensor) -> Tensor:
+    """For each row, the Gram matrix of the columns without this row: the smaller one where there are more rows."""
+    return maps.T @ maps - maps[:, :, None] * maps[:, None, :]
+
+
+def _nuclear_norm(gram: Tensor) -> Tensor:
+    """Sum of the singular values of matrices whose Gram matrices these are."""
+    squares: Tensor = torch.linalg.eigvalsh(gram)
+    return squares.clamp(min=0).sqrt().sum(-1)
+
+
+@register(
+    "discriminant",
+    family="label-aware",
+    needs={"classes"},
+    reference="Liu et al., 2022 (evolved pruning functions); Fisher's ratio",
+)
+def discriminant(stats: GroupStats, *, damping: float = 0.05) -> Tensor:
+    r"""Between-class over within-class variance of a channel's spatial means, :math:`\sigma_b^2 / (\sigma_w^2 + 0.05)`.
+
+    Classes count by their number of images.
+
+    Args:
+        stats: ``between_class_variance`` and ``within_class_variance`` of shape (channels,).
+        damping: added to the denominator, in the unit of the activation squared.
+
+    Returns:
+        Scores of shape (channels,), without a unit if the damping has that of the variance; higher means keep.
+    """
+    return stats.between_class_variance / (stats.within_class_variance + damping)

@@ -17,3 +17,24 @@ def bn_scale(stats: GroupStats) -> Tensor:
         Scores of shape (channels,), in the unit of the layer's output; higher means keep.
     """
     return stats.gamma.abs()
+
+
+@register(
+    "bn_taylor",
+    family="batchnorm",
+    needs={"batchnorm", "gate_gradient"},
+    reference="Molchanov et al., CVPR 2019, arXiv:1906.10771",
+)
+def bn_taylor(stats: GroupStats) -> Tensor:
+    r"""Squared first-order loss change of a closed BatchNorm, :math:`(\gamma g_\gamma + \beta g_\beta)^2` per batch.
+
+    It is squared per batch, then averaged. A gate z behind the BatchNorm multiplies both parameters, hence
+    :math:`\gamma g_\gamma + \beta g_\beta = \partial L/\partial z`: where there is a BatchNorm this is `taylor_fo`.
+
+    Args:
+        stats: ``gate_gradient_squared`` of shape (channels,), and ``gamma`` and ``beta``, which have to be there.
+
+    Returns:
+        Scores of shape (channels,), in the unit of the loss squared; higher means keep.
+    """
+    return stats.gate_gradient_squared

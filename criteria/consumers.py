@@ -6,72 +6,107 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from criteria.errors import CriterionError
 from criteria.graph import ChannelGraph, ChannelGroup, Member
-from criteria.streaming import Mean, hooks, rows, widened
-from criteria.views import GroupStats
+from criteria.streaming import ClassMoments, Mean, Reservoir, Slots, hooks, rows, widened
+from criteria.views import NEEDS, GroupStats
+
+IMAGE_MEANS = 2048
+"""Of how many images ``image_means`` holds the means: all of a shorter stream, a fair sample of a longer one."""
+
+_WATCHED = frozenset(name for name, need in NEEDS.items() if need.side == "consumer")
 
 
 class Consumers:
-    """Running means of what the consumers read, and a few of the maps.
+    """Running moments of what the consumers read, the means of many images and the maps of a few.
 
     Args:
         model: the network.
         graph: its channel groups.
         needs: names from `NEEDS`.
-        seed: of the sample of maps.
-        map_images: size of the sample.
+        seed: of the samples.
+        map_images: how many images' maps are held.
     """
 
     def __init__(
         self, model: nn.Module, graph: ChannelGraph, needs: frozenset[str], seed: int, map_images: int
     ) -> None:
         """Choose what to watch."""
-        self.active = bool(needs & {"activation", "maps"})
-        self._model, self._needs, self._seed, self._map_images = model, needs, seed, map_images
-        self._layers = {member.layer for group in graph.groups for member in group.consumers}
-        self._means: defaultdict[tuple[str, str], Mean] = defaultdict(Mean)
+        self.active = bool(needs & _WATCHED)
+        self._model, self._needs, self._seed = model, needs, seed
+        self._members: defaultdict[str, list[tuple[str, Tensor]]] = defaultdict(list)
+        for group in graph.groups:
+            for member in group.consumers:
+                self._members[member.layer].append((group.name, rows(member)[1]))
+        self._means: defaultdict[tuple[str, ...], Mean] = defaultdict(Mean)
+        self._classes: defaultdict[tuple[str, str], ClassMoments] = defaultdict(ClassMoments)
+        self._image_means: defaultdict[str, Slots] = defaultdict(Slots)
         self._maps: defaultdict[str, dict[int, Tensor]] = defaultdict(dict)
-        self._random = np.random.default_rng(seed)
-        self._seen = 0
-        self._sample: dict[int, int] = {}
+        self._samples = {"maps": Reservoir(map_images, seed), "image_means": Reservoir(IMAGE_MEANS, seed)}
+        self._shares: dict[str, dict[int, int]] = {}
+        self._labels: list[int] | None = None
 
     def hooked(self) -> AbstractContextManager[None]:
         """A context in which every consumer's input is watched."""
         return hooks(self._hooks())
 
     def _hooks(self) -> Iterator[RemovableHandle]:
-        for layer in self._layers if self.active else ():
+        for layer in self._members if self.active else ():
             watch = partial(self._watch, layer)
             yield self._model.get_submodule(layer).register_forward_pre_hook(watch, with_kwargs=True)
 
-    def begin(self, examples: int) -> None:
-        """Choose a batch's share of the sample, slot → row: Vitter's algorithm R, whatever the split in batches."""
-        self._sample = {}
-        for row in range(examples if "maps" in self._needs else 0):
-            slot = self._seen if self._seen < self._map_images else int(self._random.integers(self._seen + 1))
-            if slot < self._map_images:
-                self._sample[slot] = row
-            self._seen += 1
+    def begin(self, examples: int, targets: Tensor) -> None:
+        """Choose a batch's share of the samples, and read its labels if they are one class per example."""
+        self._shares = {need: self._samples[need].draw(examples) for need in self._samples if need in self._needs}
+        classes = targets.shape == (examples,) and not (targets.is_floating_point() or targets.is_complex())
+        self._labels = targets.tolist() if "classes" in self._needs and classes else None
 
     def _watch(self, layer: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        read: Tensor = (args[0] if args else kwargs["input"]).detach()
+        whole: Tensor = args[0] if args else kwargs["input"]
         linear = isinstance(module, nn.Linear)
-        read = read.movedim(-1, 1) if linear else read
-        if "activation" in self._needs:
-            rest = [axis for axis in range(read.ndim) if axis != 1]
-            wide = widened(read[:0]).dtype
-            self._means["mean", layer].add(read.mean(rest, dtype=wide), len(read))
-            nonzero = read.sign().abs_()  # several times faster to sum up than a comparison
-            self._means["nonzero", layer].add(nonzero.mean(rest, dtype=wide), len(read))
+        read = whole.detach().movedim(-1, 1) if linear else whole.detach()
+        if self._needs & {"activation", "image_means", "classes"}:
+            self._add_means(layer, read)
         if read.ndim >= 4 and not linear:
-            for slot, row in self._sample.items():
+            for slot, row in self._shares.get("maps", {}).items():
                 self._maps[layer][slot] = widened(read[row].flatten(1, -2)).clone()
+        if "activation_gradient" in self._needs and whole.requires_grad:
+            self._add_gradient_later(layer, whole, linear)
+
+    def _add_means(self, layer: str, read: Tensor) -> None:
+        wide = widened(read[:0]).dtype
+        images = read.flatten(2).mean(2, dtype=wide) if read.ndim > 2 else read.to(wide)
+        if "activation" in self._needs:
+            self._means["mean", layer].add(images.mean(0), len(read))
+            nonzero = read.sign().abs_()  # several times faster to sum up than a comparison
+            rest = [axis for axis in range(read.ndim) if axis != 1]
+            self._means["nonzero", layer].add(nonzero.mean(rest, dtype=wide), len(read))
+        if "image_means" in self._needs:
+            self._image_means[layer].put(self._shares["image_means"], images)
+        for group, positions in self._members[layer] if self._labels and len(images) == len(self._labels) else ():
+            self._classes[group, layer].add(images[:, positions].mean(-1), self._labels or [])
+
+    def _add_gradient_later(self, layer: str, read: Tensor, linear: bool) -> None:
+        """Have the first backward pass tell the gradient of what was read, once."""
+        version = read._version
+
+        def add(gradient: Tensor) -> None:
+            handle.remove()
+            if read._version != version:
+                raise CriterionError(f"what {layer!r} reads must not be changed in place to have a gradient")
+            product = widened(read.detach()) * gradient.detach()
+            images = product.movedim(-1, 1) if linear else product
+            images = images.flatten(2).mean(2) if images.ndim > 2 else images
+            images = images * len(images)  # L is the mean of the L_n
+            for group, positions in self._members[layer]:
+                magnitude = images[:, positions].mean(-1).abs().mean(0)
+                self._means["gradient", group, layer].add(magnitude, len(images))
+
+        handle: RemovableHandle = read.register_hook(add)  # type: ignore[no-untyped-call]
 
     def views(self, group: ChannelGroup) -> list[GroupStats]:
         """The group's views by the layers that read its channels, in the graph's order."""
@@ -80,10 +115,11 @@ class Consumers:
     def _view(self, group: ChannelGroup, member: Member) -> GroupStats:
         channels, positions = rows(member)
 
-        def channelwise(statistic: str) -> Tensor | None:
-            value = self._means[statistic, member.layer].value
-            return None if value is None else value[positions].mean(1)
+        def channelwise(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[..., positions].mean(-1)
 
+        images = channelwise(self._image_means[member.layer].value)
+        between, within = self._classes[group.name, member.layer].variances or (None, None)
         return GroupStats(
             group=group.name,
             layer=member.layer,
@@ -91,8 +127,12 @@ class Consumers:
             side="consumer",
             channels=channels if len(channels) < group.size else None,
             seed=self._seed,
-            activation_mean=channelwise("mean"),
-            activation_nonzero=channelwise("nonzero"),
+            activation_mean=channelwise(self._means["mean", member.layer].value),
+            activation_nonzero=channelwise(self._means["nonzero", member.layer].value),
+            activation_gradient_magnitude=self._means["gradient", group.name, member.layer].value,
+            image_means=None if images is None else images.T,
+            between_class_variance=between,
+            within_class_variance=within,
             maps=self._stacked(member.layer, positions),
         )
 

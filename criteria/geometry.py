@@ -1,6 +1,7 @@
 """Criteria that look at where a filter lies among the others of its layer."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from criteria.registry import register
@@ -19,3 +20,82 @@ def fpgm(stats: GroupStats) -> Tensor:
     """
     weight = stats.weight.double()  # distances come out of a matrix product, whose cancellation float32 would feel
     return torch.cdist(weight, weight).sum(1)
+
+
+@register("fermat", family="geometry", needs={"weight"}, reference="Huang et al., 2021, arXiv:2004.11627")
+def fermat(stats: GroupStats, *, iterations: int = 1000) -> Tensor:
+    r"""Distance to the layer's Fermat point, :math:`\|W_i - W^*\|_2,\ W^* = \arg\min_x \sum_j \|W_j - x\|_2`.
+
+    Args:
+        stats: ``weight`` of shape (channels, fan_in).
+        iterations: of Weiszfeld's method at most; it ends when a step no longer shortens the sum.
+
+    Returns:
+        Scores of shape (channels,), in the unit of the weight; higher means keep.
+    """
+    weight = stats.weight.double()
+    return (weight - fermat_point(weight, iterations)).square().sum(1).sqrt()
+
+
+@register("cosine", family="geometry", needs={"weight"}, reference="Ghimire et al., 2023, arXiv:2506.20152")
+def cosine(stats: GroupStats) -> Tensor:
+    r"""Summed cosine distance to the other filters, :math:`\sum_{j \ne i} (1 - \cos(W_i, W_j))`.
+
+    The cosine with a filter of zeros is taken as 0, so that an empty filter is no criterion's last here: it is unlike
+    all others.
+
+    Args:
+        stats: ``weight`` of shape (channels, fan_in).
+
+    Returns:
+        Scores of shape (channels,), between 0 and 2 (channels - 1); higher means keep.
+    """
+    return (1 - _cosines(stats.weight)).fill_diagonal_(0).sum(1)
+
+
+@register("whc", family="geometry", needs={"weight"}, reference="Chen et al., 2023, arXiv:2302.08185")
+def whc(stats: GroupStats) -> Tensor:
+    r"""Norm times norm-weighted dissimilarity, :math:`\|W_i\| \sum_j \|W_j\| (1 - |\cos(W_i, W_j)|)`.
+
+    Args:
+        stats: ``weight`` of shape (channels, fan_in).
+
+    Returns:
+        Scores of shape (channels,), in the unit of the weight squared; higher means keep.
+    """
+    norms = stats.weight.double().square().sum(1).sqrt()
+    return norms * ((1 - _cosines(stats.weight).abs()).fill_diagonal_(0) @ norms)
+
+
+def _cosines(weight: Tensor) -> Tensor:
+    """Cosines between all filters, float64; 0 with a filter of zeros."""
+    directions = F.normalize(weight.double(), dim=1, eps=1e-300)
+    return directions @ directions.T
+
+
+def fermat_point(points: Tensor, iterations: int) -> Tensor:
+    """The point with the least summed distance to all points, by Weiszfeld's method.
+
+    Where that is one of the points, Weiszfeld's weights are infinite. Hence the best of the points is tried first: it
+    is the solution if the others do not pull it away by more than its own multiplicity (Kuhn, 1973). Otherwise a step
+    off it, along the pull (Vardi and Zhang, 2000), makes the sum less than at any of the points; the method only ever
+    lessens it, and so never meets one again.
+
+    Args:
+        points: shape (points, dimensions), float64.
+        iterations: at most.
+    """
+    place = points[torch.cdist(points, points).sum(1).argmin()]
+    length = points.new_tensor(torch.inf)
+    for _ in range(iterations):
+        distances = (points - place).norm(dim=1)
+        if distances.sum() >= length:
+            break
+        length = distances.sum()
+        inverse = torch.where(distances > 0, 1 / distances, 0)
+        if not inverse.any():
+            break
+        pull, here = inverse @ (points - place), (distances == 0).sum()
+        step = (1 - here / pull.norm()).clamp(min=0) if here else 1
+        place = place + step * pull / inverse.sum()
+    return place

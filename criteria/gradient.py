@@ -1,5 +1,6 @@
 """Criteria that estimate from derivatives how much the loss would change without a filter."""
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from criteria.registry import register
@@ -70,17 +71,59 @@ def fisher(stats: GroupStats) -> Tensor:
     return stats.example_gate_gradient_squared / 2
 
 
+@register("taylor_so", family="gradient", needs={"gate_curvature"}, reference=_MOLCHANOV)
+def taylor_so(stats: GroupStats, *, probes: int = 8) -> Tensor:
+    r"""Squared second-order loss change of a closed gate, :math:`(-L_z + \frac12 L_{zz})^2` per batch, then averaged.
+
+    :math:`L_{zz}` is Hutchinson's estimate with its own signs for each example: one probe of a batch of N examples is
+    worth N, and costs about two backward passes. Its variance v remains as a bias of v/4.
+
+    Args:
+        stats: ``gate_change_squared`` of shape (channels,).
+        probes: number of probes a batch.
+
+    Returns:
+        Scores of shape (channels,), in the unit of the loss squared; higher means keep.
+    """
+    return stats.gate_change_squared
+
+
+@register(
+    "taylor_output",
+    family="gradient",
+    needs={"activation_gradient"},
+    reference="Molchanov et al., ICLR 2017, arXiv:1611.06440",
+)
+def taylor_output(stats: GroupStats) -> Tensor:
+    r"""First-order loss change of emptied maps, mean over images of :math:`|\mathrm{mean}\, a\, g_a|`, then normalised.
+
+    The inner mean is over positions, the norm is over the layer's channels; g is the whole gradient of what the next
+    layer reads, other readers included.
+
+    Args:
+        stats: ``activation_gradient_magnitude`` of shape (channels,).
+
+    Returns:
+        Scores of shape (channels,), of length 1 in the Euclidean norm; higher means keep.
+    """
+    return F.normalize(stats.activation_gradient_magnitude.double(), dim=0, eps=1e-300)
+
+
 @register(
     "obd",
     family="gradient",
     needs={"weight", "hessian_diagonal"},
-    reference="LeCun et al., Optimal Brain Damage, NeurIPS 1989; Hutchinson's estimator, one probe a batch",
+    reference="LeCun et al., Optimal Brain Damage, NeurIPS 1989; Hutchinson's estimator",
 )
-def obd(stats: GroupStats) -> Tensor:
+def obd(stats: GroupStats, *, probes: int = 8) -> Tensor:
     r"""Second-order loss change by the Hessian's diagonal, :math:`\frac12 \sum_w w^2 H_{ww}`.
+
+    The diagonal is Hutchinson's estimate, of 8 probes a batch by default: its noise falls with the root of probes
+    times batches. Each probe costs about two backward passes.
 
     Args:
         stats: ``weight`` and ``hessian_diagonal`` of shape (channels, fan_in).
+        probes: number of Rademacher probes a batch.
 
     Returns:
         Scores of shape (channels,), in the unit of the loss; higher means keep.

@@ -1,8 +1,6 @@
-"""What is known of layers: which axes of which tensors hold their channels, and which of them can be sliced."""
+"""What is known of layers: their widths, which of their axes hold their channels, and what a sliced one looks like."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 from torch import nn
 
@@ -10,11 +8,19 @@ CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
 WEIGHTED = (*CONV, nn.Linear)
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 INSTANCE_NORM = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+CHANNELWISE = (*BATCH_NORM, *INSTANCE_NORM, nn.PReLU, nn.GroupNorm)
+MIXING = (nn.LayerNorm, *([nn.RMSNorm] if hasattr(nn, "RMSNorm") else []))
+KNOWN = (*WEIGHTED, *CHANNELWISE, *MIXING)
 
 
 def is_depthwise(module: nn.Module) -> bool:
-    """Whether a layer is a convolution with one filter for each channel."""
-    return isinstance(module, CONV) and module.groups == module.out_channels == module.in_channels > 1
+    """Whether a layer is a convolution with filters for each input channel alone; one each, or several."""
+    return isinstance(module, CONV) and module.groups == module.in_channels > 1
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a layer's weight holds the channels that it reads along its first dimension."""
+    return isinstance(module, CONV) and module.transposed
 
 
 def width(module: nn.Module, side: str) -> int:
@@ -22,52 +28,61 @@ def width(module: nn.Module, side: str) -> int:
     return int(getattr(module, f"{side}_features" if isinstance(module, nn.Linear) else f"{side}_channels"))
 
 
-def unsliceable(module: nn.Module) -> str | None:
-    """Why a layer cannot be sliced; None if it can."""
-    if isinstance(module, CONV) and module.groups > 1 and not is_depthwise(module):
-        return f"is a grouped convolution (groups={module.groups})"
-    if isinstance(module, (*WEIGHTED, *BATCH_NORM, *INSTANCE_NORM, nn.PReLU)):
-        return None
-    return f"is a {type(module).__name__}"
+def channel_dim(module: nn.Module) -> int:
+    """The dimension of the input and the output that holds the channels, counted from the end where it has to be."""
+    if isinstance(module, nn.Linear):
+        return -1
+    if isinstance(module, (*CONV, *INSTANCE_NORM)):
+        return -1 - next(rank for rank in (1, 2, 3) if f"{rank}d" in _kind(module))
+    return 1
 
 
-def channel_axes(module: nn.Module, makes: bool) -> Iterator[tuple[str, int, bool]]:
-    """The axes that hold the channels which a layer makes, or else reads: the weight's first.
+def _kind(module: nn.Module) -> str:
+    return next(base.__name__ for base in type(module).__mro__ if base in KNOWN)
 
-    Yields:
-        Name of the tensor in the layer, dimension, and whether the axis reads the channels from another layer.
+
+def channelwise_tensors(module: nn.Module) -> list[str]:
+    """Names of the tensors of a norm or an activation that hold one value for each channel."""
+    if isinstance(module, nn.PReLU):
+        return ["weight"] if module.num_parameters > 1 else []
+    names = ("weight", "bias", "running_mean", "running_var")
+    return [name for name in names if getattr(module, name, None) is not None]
+
+
+def block(module: nn.Module) -> int:
+    """Number of neighbouring channels that have to go together for a sliced layer to be one: 1, or a norm's group."""
+    return module.num_channels // module.num_groups if isinstance(module, nn.GroupNorm) else 1
+
+
+def unit_of(module: nn.Module) -> int | None:
+    """What :func:`refit` has to know of a layer before it is sliced: positions of its weight that make one group.
+
+    None where the number of groups does not change: it follows the channels in depthwise layers and GroupNorm only.
     """
-    if isinstance(module, WEIGHTED):
-        passes = is_depthwise(module)  # what it reads is what it makes
-        transposed = isinstance(module, CONV) and module.transposed
-        yield "weight", 0 if passes else int(makes == transposed), not makes and not passes
-        if (makes or passes) and module.bias is not None:
-            yield "bias", 0, False
-    elif isinstance(module, nn.PReLU):
-        if module.num_parameters > 1:
-            yield "weight", 0, False
-    else:
-        for key in ("weight", "bias", "running_mean", "running_var"):
-            if getattr(module, key, None) is not None:
-                yield key, 0, False
+    if isinstance(module, nn.GroupNorm):
+        return block(module)
+    return int(module.weight.shape[0]) // module.groups if isinstance(module, CONV) and is_depthwise(module) else None
 
 
-def refit(module: nn.Module, depthwise: bool) -> None:
+def refit(module: nn.Module, unit: int | None) -> None:
     """Makes what a sliced layer says of itself true again.
 
     Args:
         module: The layer, its tensors already sliced.
-        depthwise: Whether it was depthwise before.
+        unit: What :func:`unit_of` said of it before.
     """
     if isinstance(module, CONV):
-        if depthwise:
-            module.groups = module.weight.shape[0]
+        if unit is not None:
+            module.groups = module.weight.shape[0] // unit
         outer, inner = module.weight.shape[0], module.weight.shape[1] * module.groups
         module.out_channels, module.in_channels = (inner, outer) if module.transposed else (outer, inner)
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)
+    elif isinstance(module, nn.GroupNorm):
+        module.num_channels = module.num_channels if module.weight is None else len(module.weight)
+        module.num_groups = module.num_channels // (unit or 1)
     elif isinstance(module, (*BATCH_NORM, *INSTANCE_NORM)):
         known = module.weight if module.weight is not None else module.running_mean
         module.num_features = module.num_features if known is None else len(known)

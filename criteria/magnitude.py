@@ -30,3 +30,21 @@ def l2(stats: GroupStats) -> Tensor:
         Scores of shape (channels,), in the unit of the weight; higher means keep.
     """
     return stats.weight.square().sum(1).sqrt()
+
+
+@register("lamp", family="magnitude", needs={"weight"}, reference="Lee et al., ICLR 2021, arXiv:2010.07611")
+def lamp(stats: GroupStats) -> Tensor:
+    r"""Share in the energy of the filters that are no smaller, :math:`\|W_i\|^2 / \sum_{j \ge i} \|W_j\|^2`.
+
+    The sum is over j with :math:`\|W_j\| \ge \|W_i\|`. Within a layer it orders as `l2` does; it makes layers
+    comparable in a global ranking. Equal filters score alike.
+
+    Args:
+        stats: ``weight`` of shape (channels, fan_in).
+
+    Returns:
+        Scores of shape (channels,), in (0, 1], the largest filter's 1; higher means keep.
+    """
+    energy = stats.weight.double().square().sum(1)
+    at_least = energy[None, :] >= energy[:, None]
+    return energy / (at_least * energy).sum(1)

@@ -1,23 +1,26 @@
 """The sweep's view of the layers that make channels: filters, BatchNorm, and derivatives of the loss."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.utils.hooks import RemovableHandle
 
+from criteria.curvature import diagonals, gradients_of, signs
 from criteria.errors import CriterionError, CriterionValueError
+from criteria.flow import flow_gradients
 from criteria.graph import ChannelGraph, ChannelGroup, Member
 from criteria.streaming import Mean, hooks, rows, widened
-from criteria.views import GroupStats
+from criteria.views import GroupStats, need_parameter
 
-_GATES = frozenset({"gate_gradient", "example_gate_gradient"})
-_FILTERS = frozenset({"weight_gradient", "hessian_diagonal"})
+_GATES = frozenset({"gate_gradient", "example_gate_gradient", "gate_curvature", "activation_gradient"})
+_FILTERS = frozenset({"weight_gradient", "weight_gradient_magnitude", "hessian_diagonal", "hessian_gradient"})
 
 
 class Producers:
@@ -34,15 +37,18 @@ class Producers:
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, needs: frozenset[str], seed: int) -> None:
         """Choose what to differentiate by."""
-        self.active = bool(needs & (_GATES | _FILTERS))
-        self._model, self._needs, self._seed = model, needs, seed
+        self._needs = frozenset(need.partition(":")[0] for need in needs)
+        self.active = bool(self._needs & (_GATES | _FILTERS))
+        self._model, self._seed, self._done = model, seed, 0
+        self._probes = {need: need_parameter(needs, need, "probes") for need in ("hessian_diagonal", "gate_curvature")}
         self._members = [(group, member, *rows(member)) for group in graph.groups for member in group.producers]
         self._layers = {member.layer: member for _, member, *_ in self._members}
-        self._probes = torch.Generator().manual_seed(seed)
         self._means: defaultdict[tuple[str, ...], Mean] = defaultdict(Mean)
         self._gates: dict[str, Tensor] = {}
+        self._flow: dict[str, Tensor] = {}
         self._stand_ins = {id(parameter): parameter.detach() for parameter in model.parameters()}
-        self._filters = {layer: self._differentiable(layer) for layer in self._layers} if needs & _FILTERS else {}
+        differentiated = self._layers if self._needs & _FILTERS else {}
+        self._filters = {layer: self._differentiable(layer) for layer in differentiated}
 
     def _differentiable(self, layer: str) -> Tensor:
         stand_in = self._stand_ins.get(id(_module(self._model, layer).weight))
@@ -54,6 +60,10 @@ class Producers:
         """Stand-ins for all parameters, and copies of all buffers, which a forward pass might write to."""
         parameters = {name: self._stand_ins[id(parameter)] for name, parameter in self._model.named_parameters()}
         return parameters | {name: buffer.clone() for name, buffer in self._model.named_buffers()}
+
+    def let_flow(self, inputs: Tensor) -> None:
+        """Measure the synaptic flow, for which a batch's shape is all that matters."""
+        self._flow = flow_gradients(self._model, list(self._layers), inputs)
 
     def hooked(self) -> AbstractContextManager[None]:
         """A context in which every producer's output, after its BatchNorm, is multiplied by its gate."""
@@ -87,29 +97,77 @@ class Producers:
         """
         if loss.ndim or not loss.isfinite():
             raise CriterionValueError(f"loss must be a finite scalar, got {loss.detach()}")
-        second = "hessian_diagonal" in self._needs
+        second = bool(self._needs & {"hessian_diagonal", "hessian_gradient", "gate_curvature"})
         leaves = [*self._filters.values(), *self._gates.values()]
-        gradients = _gradients([loss], leaves, create_graph=second)
+        gradients = gradients_of([loss], leaves, create_graph=second)
         of_filters, of_gates = gradients[: len(self._filters)], gradients[len(self._filters) :]
-        for layer, gradient in zip(self._filters, of_filters, strict=True):
-            self._means["weight_gradient", layer].add(gradient, examples)
-        for layer, diagonal in zip(self._filters, self._curvature(of_filters), strict=True) if second else ():
-            self._means["hessian_diagonal", layer].add(diagonal, examples)
+        self._add_filters(of_filters, examples)
         self._add_gates(dict(zip(self._gates, of_gates, strict=True)), examples)
+        if self._needs & {"hessian_diagonal"}:
+            self._add_diagonals(of_filters, examples)
+        if self._needs & {"gate_curvature"}:
+            self._add_gate_curvature(of_gates, examples)
+        self._done += 1
+
+    def _add_filters(self, gradients: Sequence[Tensor], examples: int) -> None:
+        """First derivatives by filters, and what becomes of them one step along themselves."""
+        products: Sequence[Tensor] = ()
+        if "hessian_gradient" in self._needs:
+            along = [gradient.detach() for gradient in gradients]
+            products = gradients_of(gradients, list(self._filters.values()), along)
+        for layer, gradient in zip(self._filters, gradients, strict=True):
+            if "weight_gradient" in self._needs:
+                self._means["weight_gradient", layer].add(gradient, examples)
+            if "weight_gradient_magnitude" in self._needs:
+                self._means["weight_gradient_magnitude", layer].add(gradient.detach().abs(), examples)
+        for layer, product in zip(self._filters, products, strict=True) if products else ():
+            self._means["hessian_gradient", layer].add(product, examples)
 
     def _add_gates(self, gradients: dict[str, Tensor], examples: int) -> None:
-        for group, member, _, positions in self._members if gradients else ():
+        asked = self._needs & {"gate_gradient", "example_gate_gradient"}
+        for group, member, _, positions in self._members if asked else ():
             of_channel = gradients[member.layer].detach()[:, positions].sum(-1)  # all of a channel's positions as one
             of_example = of_channel * examples  # L is the mean of the L_n
             self._means["gate", group.name, member.layer].add(of_channel.sum(0).square(), examples)
             self._means["example_gate", group.name, member.layer].add(of_example.square().mean(0), examples)
 
-    def _curvature(self, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """One Rademacher probe v over all filters at once: v ⊙ Hv, whose expectation is the diagonal of H."""
-        filters = list(self._filters.values())
-        signs = [torch.randint(0, 2, f.shape, generator=self._probes).mul_(2).sub_(1) for f in filters]
-        probes = [sign.to(f.device, f.dtype) for sign, f in zip(signs, filters, strict=True)]
-        return [v * hv for v, hv in zip(probes, _gradients(gradients, filters, probes), strict=True)]
+    def _add_diagonals(self, gradients: Sequence[Tensor], examples: int) -> None:
+        """Probes over all filters at once: independent of other probes, and of what else is collected."""
+        filters, generator = list(self._filters.values()), self._generator(0)
+        wanted = self._probes["hessian_diagonal"]
+
+        def draw() -> list[Tensor]:
+            return [signs(f.shape, generator, f) for f in filters]
+
+        for probes, estimate in diagonals(gradients, filters, draw, set(wanted.values())):
+            for need in (need for need, count in wanted.items() if count == probes):
+                for layer, diagonal in zip(self._filters, estimate, strict=True):
+                    self._means[need, layer].add(diagonal, examples)
+
+    def _add_gate_curvature(self, gradients: Sequence[Tensor], examples: int) -> None:
+        """Probes with a sign for each example and channel, as examples do not see one another: N examples, N probes."""
+        generator, wanted = self._generator(1), self._probes["gate_curvature"]
+
+        def draw() -> list[Tensor]:
+            probe = {layer: torch.zeros_like(gate) for layer, gate in self._gates.items()}
+            for _, member, channels, positions in self._members:
+                gate = probe[member.layer]
+                sign = signs((examples, len(channels)), generator, gate)
+                gate[:, positions] = sign[:, :, None].expand(-1, -1, positions.shape[1])
+            return list(probe.values())
+
+        slopes = dict(zip(self._gates, gradients, strict=True))
+        for probes, estimate in diagonals(gradients, list(self._gates.values()), draw, set(wanted.values())):
+            of_layer = dict(zip(self._gates, estimate, strict=True))
+            for need in (need for need, count in wanted.items() if count == probes):
+                for group, member, _, positions in self._members:
+                    slope, bend = (v[member.layer].detach()[:, positions].sum((0, 2)) for v in (slopes, of_layer))
+                    self._means[need, group.name, member.layer].add((bend / 2 - slope).square(), examples)
+
+    def _generator(self, stream: int) -> torch.Generator:
+        """Random numbers of this batch, whatever was drawn before."""
+        state = np.random.SeedSequence([abs(self._seed), stream, self._done]).generate_state(1, np.uint64)
+        return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
     def views(self, group: ChannelGroup) -> list[GroupStats]:
         """The group's views by the layers that make its channels, in the graph's order."""
@@ -123,6 +181,16 @@ class Producers:
         def filters(values: Tensor | None) -> Tensor | None:
             return None if values is None else widened(_filters(layer, values)[positions].flatten(1))
 
+        def mean(*key: str) -> Tensor | None:
+            return self._means[key].value
+
+        probed: dict[str, Mapping[str, Tensor]] = {}
+        for need in self._probes["hessian_diagonal"]:
+            if (diagonal := filters(mean(need, member.layer))) is not None:
+                probed[need] = {"hessian_diagonal": diagonal}
+        for need in self._probes["gate_curvature"]:
+            if (change := mean(need, group.name, member.layer)) is not None:
+                probed[need] = {"gate_change_squared": change}
         return GroupStats(
             group=group.name,
             layer=member.layer,
@@ -132,10 +200,15 @@ class Producers:
             weight=filters(layer.weight.detach()),
             gamma=widened(norm.weight.detach()[positions[:, 0]]) if norm is not None and scaled else None,
             beta=widened(norm.bias.detach()[positions[:, 0]]) if norm is not None and scaled else None,
-            weight_gradient=filters(self._means["weight_gradient", member.layer].value),
-            gate_gradient_squared=self._means["gate", group.name, member.layer].value,
-            example_gate_gradient_squared=self._means["example_gate", group.name, member.layer].value,
-            hessian_diagonal=filters(self._means["hessian_diagonal", member.layer].value),
+            weight_gradient=filters(mean("weight_gradient", member.layer)),
+            weight_gradient_magnitude=filters(mean("weight_gradient_magnitude", member.layer)),
+            gate_gradient_squared=mean("gate", group.name, member.layer),
+            example_gate_gradient_squared=mean("example_gate", group.name, member.layer),
+            hessian_gradient=filters(mean("hessian_gradient", member.layer)),
+            flow_gradient=filters(self._flow.get(member.layer)),
+            hessian_diagonal=probed.pop("hessian_diagonal", {}).get("hessian_diagonal"),
+            gate_change_squared=probed.pop("gate_curvature", {}).get("gate_change_squared"),
+            variants=probed,
         )
 
 
@@ -149,23 +222,3 @@ def _filters(layer: nn.Module, values: Tensor) -> Tensor:
     if isinstance(layer, _ConvTransposeNd):  # (in, out / groups, ...), the inputs group by group
         values = values.reshape(layer.groups, -1, *values.shape[1:]).transpose(1, 2).flatten(0, 1)
     return values.flatten(1)
-
-
-def _gradients(
-    outputs: Sequence[Tensor],
-    leaves: Sequence[Tensor],
-    directions: Sequence[Tensor] | None = None,
-    create_graph: bool = False,
-) -> tuple[Tensor, ...]:
-    """Gradients of the outputs, weighted by directions, that are zero where nothing is reached."""
-    reached = [index for index, output in enumerate(outputs) if output.requires_grad]
-    if not reached or not leaves:
-        return tuple(torch.zeros_like(leaf) for leaf in leaves)
-    return torch.autograd.grad(
-        [outputs[index] for index in reached],
-        list(leaves),
-        None if directions is None else [directions[index] for index in reached],
-        create_graph=create_graph,
-        allow_unused=True,
-        materialize_grads=True,
-    )

@@ -1,16 +1,19 @@
 """The registry of criteria: built-in ones and those of other packages, by name."""
 
 import difflib
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
 
 from torch import Tensor
 
 from criteria.errors import CriterionError, CriterionValueError
-from criteria.views import NEEDS, GroupStats, Side
+from criteria.specification import Value, canonical, declared, parse, typed
+from criteria.views import NEEDS, GroupStats, Side, bound_need, need_of
 
-CriterionFunction = Callable[[GroupStats], Tensor]
+CriterionFunction = Callable[..., Tensor]
+"""View → tensor of shape (channels,); keyword-only arguments with defaults are the criterion's parameters."""
 
 
 @dataclass(frozen=True)
@@ -18,11 +21,14 @@ class Criterion:
     """A named function that gives each channel of a view a score; higher = keep.
 
     Attributes:
-        name: what it is asked for by.
+        name: what it is asked for by; with its parameters where they are not the defaults, as ``obd:probes=8``.
         family: what kind of evidence it looks at.
-        needs: names of the statistics it reads, see `NEEDS`; all on one side.
+        needs: names of the statistics it reads, see `NEEDS`; all on one side. A need that has a parameter of the same
+            name as the criterion is collected with the criterion's value.
         reference: where the formula comes from.
         function: view → tensor of shape (channels,).
+        configured: parameters that are not the function's defaults.
+        expensive: whether it costs far more than one sweep.
     """
 
     name: str
@@ -30,6 +36,28 @@ class Criterion:
     needs: frozenset[str]
     reference: str
     function: CriterionFunction
+    configured: Mapping[str, Value] = field(default_factory=dict, hash=False)
+    expensive: bool = False
+
+    @property
+    def parameters(self) -> Mapping[str, Value]:
+        """All parameters and their current values."""
+        return MappingProxyType(declared(self.name, self.function) | dict(self.configured))
+
+    def with_parameters(self, given: Mapping[str, str]) -> "Criterion":
+        """This criterion with other values for some parameters, and the name that says so.
+
+        Raises:
+            CriterionValueError: there is no such parameter, or its value is of another type or out of its range.
+        """
+        defaults = declared(self.name, self.function)
+        values = typed(self.name, given, defaults)
+        return replace(
+            self,
+            name=canonical(self.name, values, defaults),
+            needs=frozenset(bound_need(need, values) for need in self.needs),
+            configured={key: value for key, value in values.items() if value != defaults[key]},
+        )
 
     @property
     def summary(self) -> str:
@@ -39,7 +67,7 @@ class Criterion:
     @property
     def side(self) -> Side:
         """The side whose views it scores."""
-        return next((NEEDS[need].side for need in self.needs), "producer")
+        return next((need_of(need).side for need in self.needs), "producer")
 
     def missing(self, stats: GroupStats) -> str | None:
         """Why ``stats`` cannot serve this criterion, as a sentence; None if it can."""
@@ -60,7 +88,7 @@ class Criterion:
         """
         if reason := self.missing(stats):
             raise CriterionError(reason)
-        scores = self.function(stats)
+        scores = self.function(stats.serving(self.needs), **self.configured)
         if not isinstance(scores, Tensor) or scores.shape != (stats.rows,):
             got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise CriterionError(
@@ -94,34 +122,51 @@ class Registry:
             reference: where the formula comes from.
 
         Raises:
-            CriterionValueError: the name is taken, or a need is unknown, or needs lie on two sides.
+            CriterionValueError: the name is taken or holds ``:`` or ``,``, a need is unknown, needs lie on two sides,
+                or a keyword-only argument has no default of type int, float, bool or str.
         """
         if unknown := sorted(set(needs) - set(NEEDS)):
             raise CriterionValueError(f"needs of {name!r} must be among {', '.join(NEEDS)}, got {', '.join(unknown)}")
+        if {":", ","} & set(name):
+            raise CriterionValueError(f"criterion name must not contain ':' or ',', got {name!r}")
         if len({NEEDS[need].side for need in needs}) > 1:
             raise CriterionValueError(f"needs of {name!r} must be of one side, got {', '.join(sorted(needs))}")
 
         def add(function: CriterionFunction) -> CriterionFunction:
-            if name in self._criteria:
-                owner = self._criteria[name].function.__module__
-                raise CriterionValueError(f"criterion name must be unique, got {name!r}, which {owner} registered")
-            self._criteria[name] = Criterion(name, family, frozenset(needs), reference, function)
+            defaults = declared(name, function)
+            bound = frozenset(bound_need(need, defaults) for need in needs)
+            self.add(Criterion(name, family, bound, reference, function))
             return function
 
         return add
 
-    def get(self, name: str) -> Criterion:
-        """The criterion called ``name``.
+    def add(self, criterion: Criterion) -> None:
+        """Enter a criterion.
 
         Raises:
-            CriterionValueError: there is none; the message suggests the nearest name.
+            CriterionValueError: its name is taken.
+        """
+        if criterion.name in self._criteria:
+            owner = self._criteria[criterion.name].function.__module__
+            raise CriterionValueError(
+                f"criterion name must be unique, got {criterion.name!r}, which {owner} registered"
+            )
+        self._criteria[criterion.name] = criterion
+
+    def get(self, specification: str) -> Criterion:
+        """The criterion of a name, ``obd``, or of a name with parameters, ``obd:probes=8``.
+
+        Raises:
+            CriterionValueError: there is no such criterion or parameter, in which case the message suggests the
+                nearest name; or a parameter's value is of another type or out of its range.
         """
         self._load_entry_points()
+        name, given = parse(specification)
         if name not in self._criteria:
             near = difflib.get_close_matches(name, self._criteria, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(self.names())}"
             raise CriterionValueError(f"criterion must be a registered name, got {name!r}; {hint}")
-        return self._criteria[name]
+        return self._criteria[name].with_parameters(given) if given else self._criteria[name]
 
     def names(self) -> tuple[str, ...]:
         """All names, by family, then name."""
@@ -138,9 +183,9 @@ class Registry:
         return len(self._criteria)
 
     def __contains__(self, name: object) -> bool:
-        """Whether a criterion has this name."""
+        """Whether a criterion has this name, parameters aside."""
         self._load_entry_points()
-        return name in self._criteria
+        return isinstance(name, str) and name.partition(":")[0] in self._criteria
 
     def _load_entry_points(self) -> None:
         group, self._entry_point_group = self._entry_point_group, None  # cleared first: loading looks names up, too

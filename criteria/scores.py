@@ -117,7 +117,7 @@ def score_table(
 
     Args:
         stats: group → its views, as from `collect`.
-        criteria: names, or criteria themselves.
+        criteria: names, with parameters or without, or criteria themselves; the table has them by their names.
         combine: how several views make one score: ``mean`` (of the views' scores scaled to mean 1 in absolute value,
             times the mean of the views' means, so that the unit survives), ``sum``, ``max`` or ``first``; over the
             views that carry the channel. The scores of a single view stay as they are.
@@ -127,11 +127,14 @@ def score_table(
 
     Raises:
         CriterionError: a criterion fits no group, or returned scores of another shape.
-        CriterionValueError: unknown criterion or combination.
+        CriterionValueError: unknown criterion or combination, or a criterion twice.
     """
     if combine not in get_args(Combination):
         raise CriterionValueError(f"combine must be one of {', '.join(get_args(Combination))}, got {combine!r}")
     chosen = [CRITERIA.get(item) if isinstance(item, str) else item for item in criteria]
+    names = [criterion.name for criterion in chosen]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise CriterionValueError(f"criteria must differ from one another, got {twice!r} twice")
     scores: dict[tuple[str, str], Scores] = {}
     notes: list[Note] = []
     for criterion in chosen:
@@ -140,11 +143,11 @@ def score_table(
             raise CriterionError(f"{reasons[0]} (nor does any other group have it)")
         for (group, views), reason in zip(stats.items(), reasons, strict=True):
             values = None if reason else _group_scores(criterion, views, combine)
-            if values is not None and not (reason := _degeneracy(values)):
+            if values is not None and not (reason := degeneracy(values)):
                 scores[criterion.name, group] = values
             else:
                 notes.append(Note(criterion.name, group, str(reason)))
-    return ScoreTable([criterion.name for criterion in chosen], list(stats), scores, notes)
+    return ScoreTable(names, list(stats), scores, notes)
 
 
 def _reason_against(criterion: Criterion, views: Sequence[GroupStats]) -> str | None:
@@ -155,12 +158,12 @@ def _reason_against(criterion: Criterion, views: Sequence[GroupStats]) -> str | 
     return None if None in reasons else reasons[0]
 
 
-def _degeneracy(scores: Scores) -> str | None:
+def degeneracy(scores: Scores) -> str | None:
     """Why scores cannot be ranked; None if they can."""
     if not np.isfinite(scores).all():
         return f"degenerate: {np.count_nonzero(~np.isfinite(scores))} of {len(scores)} scores are not finite"
     if np.ptp(scores) <= RESOLUTION * np.abs(scores).max():
-        return f"degenerate: all {len(scores)} scores are {scores[0]:.6g}"
+        return f"degenerate: all {len(scores)} scores are {scores[0] + 0:.6g}"  # + 0, which no zero is less than
     return None
 
 
@@ -175,11 +178,11 @@ def _group_scores(criterion: Criterion, views: Sequence[GroupStats], combine: Co
         scores[row, channels] = criterion(view).detach().cpu().double().numpy()
         carried[row, channels] = True
     with np.errstate(invalid="ignore"):  # scores that are not finite are found out later
-        combined = scores[0] if len(scores) == 1 else _combined(scores, carried, combine)
+        combined = scores[0] if len(scores) == 1 else combined_scores(scores, carried, combine)
     return np.where(carried.any(0), combined, np.nan)
 
 
-def _combined(scores: Scores, carried: NDArray[np.bool_], combine: Combination) -> Scores:
+def combined_scores(scores: Scores, carried: NDArray[np.bool_], combine: Combination) -> Scores:
     """One row from several, of which each holds 0 for the channels it does not carry."""
     if combine == "sum":
         return np.asarray(scores.sum(0))

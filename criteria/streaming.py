@@ -1,4 +1,4 @@
-"""What both sides of the sweep share: running means, hooks that come off again, and which rows a channel owns."""
+"""What is gathered batch by batch in bounded memory; hooks that come off again; which rows a channel owns."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -32,6 +32,91 @@ class Mean:
     def value(self) -> Tensor | None:
         """The mean so far; None if nothing was added."""
         return None if self._total is None else self._total / self._weight
+
+
+class Reservoir:
+    """A fair sample of a stream of examples, the same whatever its split in batches: Vitter's algorithm R.
+
+    Args:
+        size: how many examples it holds; shorter streams are held as a whole, in their order.
+        seed: of the sample.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        """Start empty."""
+        self.size = size
+        self._random = np.random.default_rng(seed)
+        self._seen = 0
+
+    def draw(self, examples: int) -> dict[int, int]:
+        """The next examples' share of the sample: slot → row of the batch."""
+        share: dict[int, int] = {}
+        for row in range(examples):
+            slot = self._seen if self._seen < self.size else int(self._random.integers(self._seen + 1))
+            if slot < self.size:
+                share[slot] = row
+            self._seen += 1
+        return share
+
+
+class Slots:
+    """Rows kept at the slots of a reservoir, in memory that grows with their number."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._rows: Tensor | None = None
+        self._used = 0
+
+    def put(self, share: dict[int, int], rows: Tensor) -> None:
+        """Write rows of shape (examples, features) to their slots, slot → row."""
+        if not share:
+            return
+        self._used = max(self._used, max(share) + 1)
+        held = rows.new_empty(0, *rows.shape[1:]) if self._rows is None else self._rows
+        if len(held) < self._used:
+            held = torch.cat([held, held.new_zeros(max(self._used, 2 * len(held)) - len(held), *held.shape[1:])])
+        held[list(share)] = rows[list(share.values())]
+        self._rows = held
+
+    @property
+    def value(self) -> Tensor | None:
+        """What is held, (slots, features); None if nothing is."""
+        return None if self._rows is None else self._rows[: self._used]
+
+
+class ClassMoments:
+    """Means by class and the mean square of a stream of rows, in float64; memory grows with the number of classes."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._index: dict[int, int] = {}
+        self._sums: Tensor | None = None
+        self._counts = torch.zeros(0, dtype=torch.float64)
+        self._squares = Mean()
+
+    def add(self, rows: Tensor, classes: list[int]) -> None:
+        """Add rows of shape (examples, features), one class for each."""
+        rows = rows.double()
+        index = torch.tensor([self._index.setdefault(name, len(self._index)) for name in classes], device=rows.device)
+        sums = rows.new_zeros(len(self._index), rows.shape[1])
+        if self._sums is not None:
+            sums[: len(self._sums)] = self._sums
+        self._sums = sums.index_add_(0, index, rows)
+        counts = torch.bincount(index.cpu(), minlength=len(self._index)).double()
+        counts[: len(self._counts)] += self._counts
+        self._counts = counts
+        self._squares.add(rows.square().mean(0), len(rows))
+
+    @property
+    def variances(self) -> tuple[Tensor, Tensor] | None:
+        """Between-class and within-class variance of each feature; None if nothing was added."""
+        if self._sums is None or self._squares.value is None:
+            return None
+        counts = self._counts.to(self._sums.device)
+        share = (counts / counts.sum())[:, None]
+        means = self._sums / counts[:, None]
+        between = (share * (means - (share * means).sum(0)).square()).sum(0)
+        return between, (self._squares.value - (share * means.square()).sum(0)).clamp(min=0)
 
 
 def widened(tensor: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from criteria import CRITERIA, CriterionError, GroupStats, batchnorm, collect
 
-from .tiny_networks import conv_net, graph, group, member
+from .tiny_networks import conv_net, graph, group, images, member
 
 
 def test_bn_scale_by_hand():
@@ -29,3 +30,22 @@ def test_bn_scale_without_a_scale(norm):
     message = r"^criterion 'bn_scale' needs BatchNorm after 'stem\.conv'; there is none$"
     with pytest.raises(CriterionError, match=message):
         CRITERIA.get("bn_scale")(view)
+
+
+def test_bn_taylor_is_the_formula_per_batch():
+    model, net_graph = conv_net()
+    batches = [images(8, 1), images(4, 2)]
+    view = collect(model, net_graph, batches, F.cross_entropy, CRITERIA.get("bn_taylor").needs)["stem"][0]
+    expected = torch.zeros(4)
+    gamma, beta = model.norm.weight, model.norm.bias
+    for inputs, targets in batches:
+        of_gamma, of_beta = torch.autograd.grad(F.cross_entropy(model.eval()(inputs), targets), [gamma, beta])
+        expected += (gamma * of_gamma + beta * of_beta).detach().square() * len(inputs) / 12
+    torch.testing.assert_close(CRITERIA.get("bn_taylor")(view), expected, rtol=1e-4, atol=1e-8)
+
+
+def test_bn_taylor_needs_a_batchnorm():
+    model, net_graph = conv_net()
+    view = collect(model, net_graph, [images()], F.cross_entropy, CRITERIA.get("bn_taylor").needs)["conv"][0]
+    with pytest.raises(CriterionError, match="criterion 'bn_taylor' needs BatchNorm after 'conv'; there is none"):
+        CRITERIA.get("bn_taylor")(view)

@@ -327,41 +327,186 @@ def refused(net, shape=(2, 3, 8, 8)):
     return str(caught.value)
 
 
-def test_layers_that_cannot_be_sliced_are_named_with_the_way_out():
-    conv, last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
-    grouped = sequential(conv=conv, odd=nn.Conv2d(4, 4, 1, groups=2), last=last)
-    assert refused(grouped).startswith("layer 'odd' is a grouped convolution (groups=2), which cannot be sliced")
-    multiplier = sequential(conv=conv, odd=nn.Conv2d(4, 8, 1, groups=4), last=nn.Conv2d(8, 2, 1))
-    assert "layer 'odd' is a grouped convolution (groups=4)" in refused(multiplier)
-    normed = sequential(conv=conv, odd=nn.GroupNorm(2, 4), last=last)
-    assert "layer 'odd' is a GroupNorm" in refused(normed)
-    assert "ignore=['conv']" in refused(normed)
-    assert "layer 'odd' is a LayerNorm" in refused(
-        sequential(conv=nn.Linear(3, 4), odd=nn.LayerNorm(4), last=nn.Linear(4, 2)), (2, 3)
-    )
-    with pytest.raises(GraphError, match="no prunable channel group"):  # the way out leads on
-        ChannelGraph.build(normed, IMAGES, ignore=["conv"])
+def notes(graph):
+    return [(note.group, note.layer, note.reason) for note in graph.notes]
 
 
-def test_what_is_not_understood_is_refused():
-    conv = nn.Conv2d(3, 8, 1)
-    shuffled = sequential(conv=conv, up=nn.PixelShuffle(2), last=nn.Conv2d(2, 2, 1))
-    assert "'last.weight' follows an operation whose channel order is not understood" in refused(shuffled)
-    halves = Wired(lambda net, x: net.last(torch.mul(*net.conv(x).chunk(2, 1))), conv=conv, last=nn.Conv2d(4, 2, 1))
-    assert "'last.weight' holds only some of the channels that 'conv' makes" in refused(halves)
+def test_conv_groups_keep_their_number_and_lose_the_same_channels():
+    net = sequential(conv=nn.Conv2d(3, 4, 1), odd=nn.Conv2d(4, 6, 1, groups=2),
+                     up=nn.ConvTranspose2d(6, 4, 1, groups=2), last=nn.Conv2d(4, 2, 1))  # fmt: skip
+    graph = ChannelGraph.build(net, IMAGES)
+    assert layout(graph) == [
+        ("conv", 2, [("conv", None)], ["odd"]),
+        ("odd", 3, [("odd", None)], ["up"]),
+        ("up", 2, [("up", None)], ["last"]),
+    ]  # fmt: skip
+    assert owners(graph) == {
+        ("conv.weight", 0): [0, 1, 0, 1], ("conv.bias", 0): [0, 1, 0, 1], ("odd.weight", 1): [0, 1],
+        ("odd.weight", 0): [2, 3, 4, 2, 3, 4], ("odd.bias", 0): [2, 3, 4, 2, 3, 4],
+        ("up.weight", 0): [2, 3, 4, 2, 3, 4], ("up.weight", 1): [5, 6], ("up.bias", 0): [5, 6, 5, 6],
+        ("last.weight", 1): [5, 6, 5, 6],
+    }  # fmt: skip
+    assert graph.groups[0].consumers[0].channels.tolist() == [0, 1, 0, 1]
+
+
+def test_several_filters_for_each_channel_go_with_it():
+    net = sequential(conv=nn.Conv2d(3, 4, 1), deep=nn.Conv2d(4, 8, 1, groups=4), last=nn.Conv2d(8, 2, 1))
+    graph = ChannelGraph.build(net, IMAGES)
+    assert layout(graph) == [("conv", 4, [("conv", None), ("deep", None)], ["deep", "last"])]
+    assert owners(graph)["deep.weight", 0] == owners(graph)["last.weight", 1] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert ("deep.weight", 1) not in owners(graph)
+
+
+def test_group_norm_loses_whole_groups():
+    net = sequential(conv=nn.Conv2d(3, 6, 1), norm=nn.GroupNorm(3, 6), last=nn.Conv2d(6, 2, 1))
+    graph = ChannelGraph.build(net, IMAGES)
+    assert [(group.name, group.size) for group in graph.groups] == [("conv", 3)]
+    assert owners(graph)["norm.weight", 0] == owners(graph)["last.weight", 1] == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("odd", "reason"),
+    [
+        (nn.GroupNorm(1, 4), "mixes all channels (GroupNorm)"),
+        (nn.GroupNorm(2, 4, affine=False), "does not know its number of channels (GroupNorm with affine=False)"),
+        (nn.LayerNorm([4, 8, 8]), "mixes channels (LayerNorm)"),
+        (nn.Softmax(1), "mixes channels (_softmax)"),
+        (nn.LocalResponseNorm(2), "mixes channels (avg_pool3d)"),
+        (nn.utils.spectral_norm(nn.Conv2d(4, 4, 1)), "has a weight that is computed from other parameters"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)  # fmt: skip
+def test_channels_that_a_layer_mixes_are_left_alone_with_a_note(odd, reason):
+    net = sequential(first=nn.Conv2d(3, 5, 1), conv=nn.Conv2d(5, 4, 1), odd=odd, last=nn.Conv2d(4, 2, 1))
+    graph = ChannelGraph.build(net, IMAGES)
+    assert [group.name for group in graph.groups] == ["first"]
+    assert ("conv", "odd", reason) in notes(graph)
+    assert not any(axis.tensor.startswith(("conv.bias", "odd", "last")) for axis in graph.axes)
+    with pytest.raises(GraphError, match=r"no prunable channel group: .*'conv' are left alone: 'odd' "):
+        ChannelGraph.build(net[1:], torch.randn(2, 5, 8, 8))
+    assert not ChannelGraph.build(net, IMAGES, ignore=["conv", "odd"]).notes  # nobody has to be told
+
+
+def wired(wiring, **layers):
+    layers = {"inner": nn.Conv2d(3, 4, 1), "conv": nn.Conv2d(4, 8, 1), **layers}
+    return Wired(lambda net, x: net.last(wiring(net, net.conv(net.inner(x)), x)), last=nn.LazyConv2d(2, 1), **layers)
+
+
+@pytest.mark.parametrize(
+    ("wiring", "layer", "reason"),
+    [
+        (lambda net, y, x: y - y.mean(1, keepdim=True), "", "mixes channels (mean)"),
+        (lambda net, y, x: y.roll(1, 1), "", "mixes or reorders channels (roll)"),
+        (lambda net, y, x: y[:, :6], "", "takes some of the channels by their position"),
+        (lambda net, y, x: y.split([5, 3], 1)[0], "", "takes some of the channels by their position"),
+        (lambda net, y, x: y + torch.ones(8, 1, 1), "", "is combined with values that stay"),
+        (lambda net, y, x: F.conv2d(y, torch.ones(2, 8, 1, 1)), "", "mixes or reorders channels (convolution)"),
+        (lambda net, y, x: torch.zeros_like(y).copy_(y), "", "mixes or reorders channels (copy_)"),
+        (lambda net, y, x: torch.einsum("nchw,cd->ndhw", y, torch.ones(8, 8)), "", "mixes or reorders channels (bmm)"),
+    ],
+    ids=["mean", "roll", "slice", "split", "constant", "functional", "copy", "einsum"],
+)  # fmt: skip
+def test_channels_that_an_operation_mixes_are_left_alone_with_a_note(wiring, layer, reason):
+    net = wired(wiring)
+    net(IMAGES)
+    graph = ChannelGraph.build(net, IMAGES)
+    assert [group.name for group in graph.groups] == ["inner"]
+    assert notes(graph) == [("conv", layer, reason)]
+
+
+@pytest.mark.parametrize(
+    ("wiring", "owner"),
+    [
+        (lambda net, y, x: y.flip(1), [7, 6, 5, 4, 3, 2, 1, 0]),
+        (lambda net, y, x: torch.mul(*y.chunk(2, 1)), [0, 1, 2, 3]),
+        (lambda net, y, x: F.glu(y, 1), [0, 1, 2, 3]),
+        (lambda net, y, x: F.pixel_shuffle(y, 2), [0, 1]),
+        (lambda net, y, x: F.channel_shuffle(y, 2), [0, 0, 1, 1, 2, 2, 3, 3]),
+        (lambda net, y, x: y.unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2), [0, 0, 1, 1, 2, 2, 3, 3]),
+        (lambda net, y, x: torch.cat([x, y, x], 1), [-1, -1, -1, 0, 1, 2, 3, 4, 5, 6, 7, -1, -1, -1]),
+        (lambda net, y, x: y * x.mean(1, keepdim=True), [0, 1, 2, 3, 4, 5, 6, 7]),
+        (lambda net, y, x: F.pad(y, (1, 1, 0, 0, 1, 1)), [-1, 0, 1, 2, 3, 4, 5, 6, 7, -1]),
+        (lambda net, y, x: y.clone().add_(1).mul_(y), [0, 1, 2, 3, 4, 5, 6, 7]),
+        (lambda net, y, x: F.interpolate(y, scale_factor=2, mode="bilinear"), [0, 1, 2, 3, 4, 5, 6, 7]),
+        (lambda net, y, x: y.permute(2, 3, 0, 1)[1:].mean((0, 1)).softmax(0)[:, :, None, None] ,
+         [0, 1, 2, 3, 4, 5, 6, 7]),
+    ],
+    ids=["flip", "chunk", "glu", "pixels", "shuffle", "reshape", "cat", "map", "pad", "in place", "up", "dimensions"],
+)  # fmt: skip
+def test_operations_move_channels(wiring, owner):
+    net = wired(wiring)
+    net(IMAGES)
+    graph = ChannelGraph.build(net, IMAGES)
+    assert not graph.notes
+    assert (np.array(owners(graph)["last.weight", 1]) - 4 * (np.array(owner) >= 0)).tolist() == owner
+
+
+def test_what_is_written_into_another_tensor_is_left_alone():
+    def write(net, y, x):
+        joined = torch.zeros(len(y), 11, *y.shape[2:])
+        joined[:, 3:] = y
+        joined[:, :3] += x
+        return joined
+
+    net = wired(write)
+    net(IMAGES)
+    assert notes(ChannelGraph.build(net, IMAGES)) == [("conv", "", "mixes or reorders channels (copy_)")]
+
+
+def test_channels_of_one_layer_may_belong_to_several_groups():
     part = Wired(
         lambda net, x: net.last(torch.cat([net.a(x), net.b(x)], 1) + net.both(x)),
         both=nn.Conv2d(3, 6, 1), a=nn.Conv2d(3, 2, 1), b=nn.Conv2d(3, 4, 1), last=nn.Conv2d(6, 2, 1),
     )  # fmt: skip
-    assert "holds only some of the channels that 'both' makes" in refused(part)  # it could be left with none
+    graph = ChannelGraph.build(part, IMAGES)
+    assert layout(graph) == [
+        ("a", 2, [("a", None), ("both", None)], ["last"]), ("b", 4, [("b", None), ("both", None)], ["last"]),
+    ]  # fmt: skip
+    assert owners(graph)["both.weight", 0] == [0, 1, 2, 3, 4, 5]
+    first = Wired(
+        lambda net, x: net.last(net.both(x) + torch.cat([net.a(x), net.b(x)], 1)),
+        both=nn.Conv2d(3, 6, 1), a=nn.Conv2d(3, 2, 1), b=nn.Conv2d(3, 4, 1), last=nn.Conv2d(6, 2, 1),
+    )  # fmt: skip
+    assert [group.name for group in ChannelGraph.build(first, IMAGES).groups] == ["both", "both#2"]
 
 
-def test_weights_that_are_not_a_layers_own_are_refused():
+def test_channels_that_meet_zeros_stay():
+    net = Wired(
+        lambda net, x: net.last(F.pad(net.conv(x), (0, 0, 0, 0, 1, 1)) + net.wide(x)),
+        conv=nn.Conv2d(3, 4, 1), wide=nn.Conv2d(3, 6, 1), last=nn.Conv2d(6, 2, 1),
+    )  # fmt: skip
+    graph = ChannelGraph.build(net, IMAGES)
+    assert owners(graph)["wide.weight", 0] == owners(graph)["last.weight", 1] == [-1, 0, 1, 2, 3, -1]
+    assert notes(graph) == [("wide", "", "is combined with values that stay")]
+
+
+def test_parameters_outside_of_layers():
+    class Odd(nn.Module):
+        def __init__(self, bias_used=False):
+            super().__init__()
+            self.bias_used = bias_used
+            self.conv, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+            self.scale, self.grid = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(1, 4, 8, 8))
+            self.register_buffer("shift", torch.ones(4, 1, 1))
+
+        def forward(self, x):
+            x = self.conv(x) * self.scale.view(1, -1, 1, 1) + self.grid - self.shift
+            return self.last(x * self.conv.bias[:, None, None] if self.bias_used else x).mean()
+
+    graph = ChannelGraph.build(Odd(), IMAGES)
+    ours = {key: owner for key, owner in owners(graph).items() if key[0] in ("scale", "grid", "shift")}
+    assert ours == {("scale", 0): [0, 1, 2, 3], ("grid", 1): [0, 1, 2, 3], ("shift", 0): [0, 1, 2, 3]}
+    with pytest.raises(GraphError, match=r"'conv\.bias' is also used outside of its layer"):
+        ChannelGraph.build(Odd(bias_used=True), IMAGES)
+
+
+def test_weights_that_are_not_a_layers_own_stay():
     tied = sequential(a=nn.Conv2d(3, 3, 1), b=nn.Conv2d(3, 3, 1), last=nn.Conv2d(3, 2, 1))
     tied.b.weight = tied.a.weight
-    assert refused(tied).startswith("parameter 'b.weight' is the same tensor as 'a.weight'")
+    assert "'a' shares its weight with 'b'; " in refused(tied)
+    assert "'b' shares its weight with 'a'" in refused(tied)
     computed = sequential(a=nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 1)), last=nn.Conv2d(3, 2, 1))
-    assert refused(computed).startswith("'a.weight' is computed from other parameters")
+    assert "'a' has a weight that is computed from other parameters" in refused(computed)
     with torch.enable_grad():
         uncopiable = sequential(a=nn.Conv2d(3, 3, 1), last=nn.Conv2d(3, 2, 1))
         uncopiable.leftover = uncopiable.a.weight * 2

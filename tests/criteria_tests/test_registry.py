@@ -1,3 +1,4 @@
+import pickle
 import sys
 from importlib.metadata import EntryPoint
 
@@ -7,12 +8,17 @@ import torch
 from criteria import CRITERIA, NEEDS, CriterionError, GroupStats, Registry, registry
 
 BUILT_IN = {
-    "activation": ["apoz", "hrank", "mean_activation"],
-    "batchnorm": ["bn_scale"],
+    "ablation": ["accuracy_ablation", "loss_ablation"],
+    "activation": ["apoz", "chip", "entropy", "hrank", "mean_activation"],
+    "batchnorm": ["bn_scale", "bn_taylor"],
     "control": ["random"],
-    "geometry": ["fpgm"],
-    "gradient": ["fisher", "obd", "taylor_fo", "taylor_l1", "taylor_l2"],
-    "magnitude": ["l1", "l2"],
+    "geometry": ["cosine", "fermat", "fpgm", "whc"],
+    "gradient": ["fisher", "obd", "taylor_fo", "taylor_l1", "taylor_l2", "taylor_output", "taylor_so"],
+    "label-aware": ["discriminant"],
+    "learned": ["learned_scale", "se_gate"],
+    "magnitude": ["l1", "l2", "lamp"],
+    "reconstruction": ["cap", "thinet"],
+    "sensitivity": ["grasp", "snip", "synflow"],
 }
 
 
@@ -41,7 +47,7 @@ def test_the_built_in_criteria_are_sorted_by_family_then_name():
 @pytest.mark.parametrize("criterion", CRITERIA, ids=lambda criterion: criterion.name)
 def test_every_built_in_criterion_is_documented(criterion):
     assert criterion.summary
-    assert criterion.summary.endswith((".", "median."))
+    assert criterion.summary.endswith((".", "no data"))
     assert criterion.reference
     assert all(section in criterion.function.__doc__ for section in ("Args:", "Returns:"))
     assert criterion.needs <= set(NEEDS)
@@ -149,3 +155,75 @@ def test_a_package_cannot_replace_a_criterion(package):
     package(foreign_f=REGISTER.format("f"), foreign_g=REGISTER.format("f"))
     with pytest.raises(CriterionError, match=r"'point_foreign_g'.*must be unique, got 'f', which foreign_f registered"):
         len(sys.foreign)
+
+
+# --- parameters ----------------------------------------------------------------------------------------------------
+
+
+def test_a_criterion_without_parameters_has_none():
+    assert dict(CRITERIA.get("l1").parameters) == {}
+    assert dict(CRITERIA.get("obd").parameters) == {"probes": 8}
+    assert CRITERIA.get("obd").needs == {"weight", "hessian_diagonal"}
+
+
+def test_a_configured_criterion_says_how():
+    criterion = CRITERIA.get("obd:probes=04")
+    assert criterion.name == "obd:probes=4"
+    assert dict(criterion.parameters) == {"probes": 4}
+    assert criterion.needs == {"weight", "hessian_diagonal:probes=4"}
+    assert criterion.side == "producer"
+    assert criterion == CRITERIA.get(criterion.name)
+    assert hash(criterion) == hash(CRITERIA.get(criterion.name))
+    assert criterion != CRITERIA.get("obd")
+    assert CRITERIA.get("obd:probes=8") == CRITERIA.get("obd")
+    assert "obd:probes=4" in CRITERIA
+    assert pickle.loads(pickle.dumps(criterion)) == criterion
+
+
+def test_parameters_reach_the_function():
+    def power(stats, *, exponent: int = 1, negative: bool = False):
+        """Powers of the weight."""
+        scores = stats.weight[:, 0] ** exponent
+        return -scores if negative else scores
+
+    own = registered("power", needs={"weight"}, function=power)
+    stats = GroupStats("g", "conv", 2, weight=torch.tensor([[2.0], [3.0]]))
+    assert own.get("power")(stats).tolist() == [2, 3]
+    assert own.get("power:exponent=2")(stats).tolist() == [4, 9]
+    assert own.get("power:negative=true:exponent=3").name == "power:exponent=3:negative=true"
+    assert own.get("power:negative=true:exponent=3")(stats).tolist() == [-8, -27]
+
+
+@pytest.mark.parametrize(
+    ("specification", "message"),
+    [
+        ("obd:probe=3", "parameter of 'obd' must be one of probes, got 'probe'; did you mean 'probes'"),
+        ("obd:probes=x", "parameter 'probes' of 'obd' must be of type int, got 'x'"),
+        ("obd:probes=0", "probes must be at least 1, got 0"),
+        ("odb:probes=3", "must be a registered name, got 'odb'; did you mean 'obd'"),
+        ("l1:probes=3", "parameter of 'l1' must be none, for it has none, got 'probes'"),
+    ],
+)
+def test_wrong_parameters(specification, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        CRITERIA.get(specification)
+    assert isinstance(caught.value, CriterionError)
+
+
+def test_names_and_parameters_that_could_not_be_asked_for_are_refused():
+    for name in ("a:b", "a,b"):
+        with pytest.raises(ValueError, match=f"must not contain ':' or ',', got '{name}'"):
+            registered(name)
+    with pytest.raises(ValueError, match="parameter 'size' of 'bad' must have a default"):
+        registered("bad", function=lambda stats, *, size: torch.ones(stats.rows))
+
+
+def test_a_configured_criterion_is_not_served_by_the_default_statistics():
+    stats = GroupStats("g", "conv", 2, weight=torch.ones(2, 1), hessian_diagonal=torch.ones(2, 1))
+    assert CRITERIA.get("obd").missing(stats) is None
+    with pytest.raises(CriterionError, match="'obd:probes=4' needs the Hessian diagonal of 'conv'; it was not collect"):
+        CRITERIA.get("obd:probes=4")(stats)
+    variants = {"hessian_diagonal:probes=4": {"hessian_diagonal": torch.tensor([[4.0], [6.0]])}}
+    both = GroupStats("g", "conv", 2, weight=torch.ones(2, 1), hessian_diagonal=torch.ones(2, 1), variants=variants)
+    assert CRITERIA.get("obd:probes=4")(both).tolist() == [2, 3]
+    assert CRITERIA.get("obd")(both).tolist() == [0.5, 0.5]

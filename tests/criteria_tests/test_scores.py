@@ -8,14 +8,15 @@ import torch.nn.functional as F
 
 from criteria import (
     CRITERIA,
-    NEEDS,
     Criterion,
     CriterionError,
     GroupStats,
     Note,
     ScoreTable,
+    cluster,
     collect,
     normalise,
+    score,
     score_table,
 )
 
@@ -159,7 +160,7 @@ def test_unknown_choices():
 
 def test_a_saved_table_comes_back_bit_for_bit(tmp_path):
     model, net_graph = conv_net()
-    table = score_table(collect(model, net_graph, [images()], F.cross_entropy, NEEDS), CRITERIA)
+    table = score(model, net_graph, [images()], F.cross_entropy, CRITERIA, metric=lambda out, y: out[:, 0] * y)
     path = tmp_path / "scores.table"
     table.save(path)
     again = ScoreTable.load(path)
@@ -232,3 +233,28 @@ def test_what_cannot_be_normalised():
     for bad in (np.array([1, math.nan]), np.ones((2, 2)), np.array(1.0)):
         with pytest.raises(ValueError, match="scores must be a finite vector"):
             normalise(bad, "rank")
+
+
+# --- criteria with parameters --------------------------------------------------------------------------------------
+
+
+def test_a_configured_criterion_is_a_key_everywhere(tmp_path):
+    model, net_graph = conv_net(8)
+    specifications = ["obd", "obd:probes=03", "entropy:bins=5", "entropy"]
+    criteria = [CRITERIA.get(specification) for specification in specifications]
+    needs = frozenset().union(*(criterion.needs for criterion in criteria))
+    table = score_table(collect(model, net_graph, [images()], F.cross_entropy, needs), specifications)
+    assert table.criteria == ("obd", "obd:probes=3", "entropy:bins=5", "entropy")
+    assert not np.array_equal(table.get("obd", "stem"), table.get("obd:probes=3", "stem"))
+    table.save(tmp_path / "table")
+    assert np.array_equal(
+        ScoreTable.load(tmp_path / "table").get("entropy:bins=5", "stem"), table.get("entropy:bins=5", "stem")
+    )
+    named = {name for found in cluster(table, "stem", k=2) for name in found.criteria}
+    assert named == set(table.usable("stem"))
+    assert json.loads(json.dumps(table.to_dict()))["criteria"] == list(table.criteria)
+
+
+def test_the_same_criterion_twice_is_refused():
+    with pytest.raises(ValueError, match="criteria must differ from one another, got 'obd' twice"):
+        score_table({}, ["obd", "l1", "obd:probes=8"])

@@ -1,0 +1,65 @@
+"""Synaptic flow: how much passes through each weight when all are positive and the network is linear; no data."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.hooks import RemovableHandle
+
+from criteria.errors import CriterionError
+from criteria.layers import BATCH_NORM, INSTANCE_NORM
+from criteria.streaming import hooks
+
+_NORMS = (*BATCH_NORM, *INSTANCE_NORM, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
+
+
+def flow_gradients(model: nn.Module, layers: Sequence[str], inputs: Tensor) -> dict[str, Tensor]:
+    r"""The gradient :math:`\partial R/\partial |w|` of :math:`R = 1^T \prod_l |W_l| 1` (Tanaka et al., 2020).
+
+    R is the sum of the network's outputs for one example of ones, with the absolute value of every parameter, without
+    biases, and with every normalisation layer passing on what it gets: evaluated as it is, it would shift and scale
+    the flow by statistics of the data. In float64, for R is a product over all layers.
+
+    Args:
+        model: the network, in eval mode; it is not touched.
+        layers: whose weights to differentiate by.
+        inputs: a batch, of which only shape and device are used.
+
+    Returns:
+        For each layer the gradient, laid out like its weight.
+
+    Raises:
+        CriterionError: the inputs are not floating point, or a layer's weight is not a parameter.
+    """
+    if not inputs.is_floating_point():
+        raise CriterionError(f"synaptic flow needs inputs of floating point, got {inputs.dtype}")
+    state = _positive(model)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    weights: dict[str, Tensor] = {}
+    for layer in layers:
+        name = names.get(id(model.get_submodule(layer).weight))
+        if name is None:
+            raise CriterionError(f"the weight of {layer!r} must be a parameter to have a gradient, got a computed one")
+        weights[layer] = state[name].requires_grad_()
+    with hooks(_passing_on(model)), torch.enable_grad():
+        ones = torch.ones_like(inputs[:1], dtype=torch.float64)
+        flow: Tensor = functional_call(model, state, (ones,)).sum()
+    if not flow.requires_grad:
+        return {layer: torch.zeros_like(weight) for layer, weight in weights.items()}
+    gradients = torch.autograd.grad(flow, list(weights.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(weights, gradients, strict=True))
+
+
+def _positive(model: nn.Module) -> dict[str, Tensor]:
+    """Stand-ins for all parameters and buffers."""
+    state = {name: parameter.detach().double().abs() for name, parameter in model.named_parameters()}
+    state |= {name: torch.zeros_like(value) for name, value in state.items() if name.rpartition(".")[2] == "bias"}
+    buffers = ((name, buffer.detach().clone()) for name, buffer in model.named_buffers())
+    return state | {name: buffer.double() if buffer.is_floating_point() else buffer for name, buffer in buffers}
+
+
+def _passing_on(model: nn.Module) -> Iterator[RemovableHandle]:
+    for module in model.modules():
+        if isinstance(module, _NORMS):
+            yield module.register_forward_hook(lambda module, args, output: args[0])

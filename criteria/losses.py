@@ -1,0 +1,63 @@
+"""Losses that need no labels: with them every gradient criterion runs on data alone."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def squared_norm(outputs: Tensor, targets: Tensor) -> Tensor:
+    r"""Squared norm of the logits, mean over examples of :math:`\|y_n\|^2`: a filter matters if it moves the outputs.
+
+    Args:
+        outputs: shape (examples, ...).
+        targets: not looked at.
+
+    Returns:
+        A scalar.
+    """
+    return outputs.flatten(1).square().sum(1).mean()
+
+
+def divergence(outputs: Tensor, targets: Tensor) -> Tensor:
+    r"""Divergence from other logits, mean over examples of :math:`\mathrm{KL}(\sigma(t) \| \sigma(y))`, σ the softmax.
+
+    Between a network and its own frozen outputs it is at its minimum: there its gradient is exactly 0, so that
+    first-order criteria come out as degenerate, and the second-order ones (`obd`, `taylor_so`) say how fast it would
+    grow. First-order criteria need a network that has already changed, or `squared_norm`.
+
+    Args:
+        outputs: logits, classes along the second axis.
+        targets: logits of the same shape, as from `with_own_outputs`.
+
+    Returns:
+        A scalar; further axes than the classes' are summed up.
+    """
+    ours, theirs = F.log_softmax(outputs, 1), F.log_softmax(targets, 1)
+    # The last two terms cancel, for both sum to 1; with them the derivative, exp(ours) - exp(theirs), is exactly 0
+    # between equals, where rounding would otherwise leave noise to be ranked.
+    terms = theirs.exp() * (theirs - ours) - theirs.exp() + ours.exp()
+    return terms.flatten(1).sum(1).mean()
+
+
+def with_own_outputs(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same inputs, with the outputs of a network in eval mode in the place of the labels.
+
+    Args:
+        model: the unpruned network; its mode is put back after each batch.
+        batches: (inputs, targets), of which the targets are not looked at.
+
+    Yields:
+        (inputs, outputs), detached, on the network's device.
+    """
+    device = next(model.parameters()).device
+    for inputs, _ in batches:
+        modes = {module: module.training for module in model.modules()}
+        try:
+            with torch.no_grad():
+                outputs: Tensor = model.eval()(inputs.to(device))
+        finally:
+            for module, training in modes.items():
+                module.training = training
+        yield inputs, outputs.detach()
