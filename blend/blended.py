@@ -163,7 +163,7 @@ class BlendedCriterion(_Strict):
 
 def library_versions() -> dict[str, str]:
     """Versions of what the result depends on."""
-    names = ("blend-pruning", "torch", "torch-pruning", "deap", "scikit-learn", "scipy", "numpy")
+    names = ("blend-pruning", "torch", "deap", "scikit-learn", "scipy", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
