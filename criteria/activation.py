@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from criteria.claims import DEFAULT_CLAIMS
 from criteria.registry import register
 from criteria.views import GroupStats
 
@@ -25,7 +26,13 @@ def mean_activation(stats: GroupStats) -> Tensor:
     return stats.activation_mean
 
 
-@register("apoz", family="activation", needs={"activation"}, reference="Hu et al., 2016, arXiv:1607.03250")
+@register(
+    "apoz",
+    family="activation",
+    needs={"activation"},
+    reference="Hu et al., 2016, arXiv:1607.03250",
+    claims=DEFAULT_CLAIMS - {"distinct"},
+)
 def apoz(stats: GroupStats) -> Tensor:
     """Share of activations that are not zero: 1 minus the average percentage of zeros.
 
@@ -38,7 +45,13 @@ def apoz(stats: GroupStats) -> Tensor:
     return stats.activation_nonzero
 
 
-@register("hrank", family="activation", needs={"maps"}, reference="Lin et al., CVPR 2020, arXiv:2002.10179")
+@register(
+    "hrank",
+    family="activation",
+    needs={"maps"},
+    reference="Lin et al., CVPR 2020, arXiv:2002.10179",
+    claims=DEFAULT_CLAIMS - {"distinct"},
+)
 def hrank(stats: GroupStats) -> Tensor:
     """Mean matrix rank of a channel's maps.
 

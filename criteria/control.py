@@ -10,7 +10,7 @@ from criteria.registry import register
 from criteria.views import GroupStats
 
 
-@register("random", family="control", needs=(), reference="control")
+@register("random", family="control", needs=(), reference="control", claims={"batch-split", "distinct"})
 def random(stats: GroupStats) -> Tensor:
     """Uniform random numbers, fixed by the seed and the names of group and layer.
 

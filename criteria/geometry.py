@@ -3,11 +3,18 @@
 import torch
 from torch import Tensor
 
+from criteria.claims import DEFAULT_CLAIMS
 from criteria.registry import register
 from criteria.views import GroupStats
 
 
-@register("fpgm", family="geometry", needs={"weight"}, reference="He et al., CVPR 2019, arXiv:1811.00250")
+@register(
+    "fpgm",
+    family="geometry",
+    needs={"weight"},
+    reference="He et al., CVPR 2019, arXiv:1811.00250",
+    claims=DEFAULT_CLAIMS - {"dead-last"} | {"duplicate-lower"},
+)
 def fpgm(stats: GroupStats) -> Tensor:
     r"""Summed distance to all filters of the layer, :math:`\sum_j \|W_i - W_j\|_2`: low near their geometric median.
 

@@ -7,6 +7,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 from torch import Tensor
 
+from criteria.claims import CLAIMS, default_claims
 from criteria.errors import CriterionError, CriterionValueError
 from criteria.views import NEEDS, GroupStats, Side
 
@@ -23,6 +24,7 @@ class Criterion:
         needs: names of the statistics it reads, see `NEEDS`; all on one side.
         reference: where the formula comes from.
         function: view → tensor of shape (channels,).
+        claims: what it claims of its scores, see `CLAIMS`.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Criterion:
     needs: frozenset[str]
     reference: str
     function: CriterionFunction
+    claims: frozenset[str] = frozenset()
 
     @property
     def summary(self) -> str:
@@ -83,7 +86,7 @@ class Registry:
         self._entry_point_group = entry_point_group
 
     def register(
-        self, name: str, *, family: str, needs: Collection[str], reference: str
+        self, name: str, *, family: str, needs: Collection[str], reference: str, claims: Collection[str] | None = None
     ) -> Callable[[CriterionFunction], CriterionFunction]:
         """Decorate a function to become the criterion ``name``; the function itself stays as it is.
 
@@ -92,12 +95,16 @@ class Registry:
             family: what kind of evidence it looks at.
             needs: names of the statistics it reads, see `NEEDS`.
             reference: where the formula comes from.
+            claims: what it claims of its scores, see `CLAIMS`; by default all that its needs allow but that
+                duplicates lower a score.
 
         Raises:
-            CriterionValueError: the name is taken, or a need is unknown, or needs lie on two sides.
+            CriterionValueError: the name is taken, or a need or claim is unknown, or needs lie on two sides.
         """
         if unknown := sorted(set(needs) - set(NEEDS)):
             raise CriterionValueError(f"needs of {name!r} must be among {', '.join(NEEDS)}, got {', '.join(unknown)}")
+        if unknown := sorted(set(claims or ()) - set(CLAIMS)):
+            raise CriterionValueError(f"claims of {name!r} must be among {', '.join(CLAIMS)}, got {', '.join(unknown)}")
         if len({NEEDS[need].side for need in needs}) > 1:
             raise CriterionValueError(f"needs of {name!r} must be of one side, got {', '.join(sorted(needs))}")
 
@@ -105,7 +112,8 @@ class Registry:
             if name in self._criteria:
                 owner = self._criteria[name].function.__module__
                 raise CriterionValueError(f"criterion name must be unique, got {name!r}, which {owner} registered")
-            self._criteria[name] = Criterion(name, family, frozenset(needs), reference, function)
+            claimed = default_claims(needs) if claims is None else frozenset(claims)
+            self._criteria[name] = Criterion(name, family, frozenset(needs), reference, function, claimed)
             return function
 
         return add
