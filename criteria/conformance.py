@@ -115,7 +115,7 @@ class _Trial:
             checks.append(self._check(name, look))
         seconds = min(seconds_of(lambda: scored(self.criterion, self._applicable[0])) for _ in range(3))
         relative = seconds / forward_backward_seconds(self._applicable[0])
-        cost = f"{1e3 * seconds:.2g} ms on {self._applicable[0].name!r}, {relative:.2g} × a forward and backward pass"
+        cost = f"{1e3 * seconds:.2g} ms, {relative:.2g} × forward + backward"
         checks.append(Check("cost", "pass", cost))
         return Conformance(self.criterion.name, tuple(checks), seconds, relative)
 
