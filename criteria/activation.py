@@ -22,6 +22,9 @@ def mean_activation(stats: GroupStats) -> Tensor:
 
     Returns:
         Scores of shape (channels,), in the unit of the activation; higher means keep.
+
+    Caution:
+        Takes a constant output for an important one. Means little without a ReLU, where signs cancel.
     """
     return stats.activation_mean
 
@@ -41,6 +44,9 @@ def apoz(stats: GroupStats) -> Tensor:
 
     Returns:
         Scores of shape (channels,), between 0 and 1; higher means keep.
+
+    Caution:
+        Ties wherever activations are never zero: no ReLU, or a SiLU or GELU.
     """
     return stats.activation_nonzero
 
@@ -60,6 +66,9 @@ def hrank(stats: GroupStats) -> Tensor:
 
     Returns:
         Scores of shape (channels,), between 0 and min(H, W); higher means keep.
+
+    Caution:
+        Maps of a few pixels all have full rank: of no use in the last layers of a network. The dearest of its family.
     """
     ranks: Tensor = torch.linalg.matrix_rank(stats.maps)
     return ranks.to(stats.maps.dtype).mean(0)

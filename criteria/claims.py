@@ -21,11 +21,14 @@ DEFAULT_CLAIMS = frozenset(CLAIMS) - {"duplicate-lower"}
 _PRECLUDED: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         "gate_gradient": frozenset({"batch-split"}),  # squared per batch
-        "hessian_diagonal": frozenset({"batch-split", "permutation", "alike", "dead-last"}),  # random probes; signed
+        "weight_gradient_magnitude": frozenset({"batch-split"}),  # |.| per batch
+        "gate_curvature": frozenset({"batch-split", "permutation", "alike"}),  # per batch; probes belong to positions
+        "hessian_diagonal": frozenset({"batch-split", "permutation", "alike", "dead-last"}),  # signed, too
+        "hessian_gradient": frozenset({"batch-split", "dead-last"}),  # per batch, signed
     }
 )
 
 
 def default_claims(needs: Collection[str]) -> frozenset[str]:
-    """The default, less what the nature of a needed statistic precludes."""
-    return DEFAULT_CLAIMS.difference(*(_PRECLUDED.get(need, ()) for need in needs))
+    """The default, less what the nature of a needed statistic precludes; a need's parameters do not matter."""
+    return DEFAULT_CLAIMS.difference(*(_PRECLUDED.get(need.partition(":")[0], ()) for need in needs))

@@ -19,6 +19,9 @@ def random(stats: GroupStats) -> Tensor:
 
     Returns:
         Scores of shape (channels,), in [0, 1).
+
+    Caution:
+        A control, not a criterion: what does not beat it has learned nothing.
     """
     key = "\0".join((str(stats.seed), stats.group, stats.layer)).encode()
     generator = np.random.default_rng(list(hashlib.sha256(key).digest()))

@@ -23,6 +23,10 @@ def fpgm(stats: GroupStats) -> Tensor:
 
     Returns:
         Scores of shape (channels,), in the unit of the weight; higher means keep.
+
+    Caution:
+        Says that a filter is like the others, not that it is weak: a dead filter is not sure to go first. Grows with
+        the square of the number of channels.
     """
     weight = stats.weight.double()  # distances come out of a matrix product, whose cancellation float32 would feel
     return torch.cdist(weight, weight).sum(1)

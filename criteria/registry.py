@@ -113,7 +113,7 @@ class Registry:
                 owner = self._criteria[name].function.__module__
                 raise CriterionValueError(f"criterion name must be unique, got {name!r}, which {owner} registered")
             claimed = default_claims(needs) if claims is None else frozenset(claims)
-            self._criteria[name] = Criterion(name, family, frozenset(needs), reference, function, claimed)
+            self._criteria[name] = Criterion(name, family, frozenset(needs), reference, function, claims=claimed)
             return function
 
         return add
