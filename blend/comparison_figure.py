@@ -16,6 +16,7 @@ _ALONE = "#9aa0a6"
 _SETS = ("#4c78a8", "#e07b39", "#59a14f", "#b07aa1", "#d1495b", "#76a5a0", "#a67c52", "#e2b93b")
 _INK = "#222222"
 _TREE, _BARS, _GAP, _TOP, _RIGHT = 1.15, 1.75, 0.3, 0.85, 0.3  # inches
+_LEGIBLE = 0.22  # inches of a cell below which numbers in it are left out
 _PLAIN: dict[Any, Any] = {
     "font.family": "DejaVu Sans", "font.size": 8, "axes.linewidth": 0.6, "axes.titlesize": 9, "axes.edgecolor": _INK,
     "svg.fonttype": "none", "svg.hashsalt": "blend", "pdf.fonttype": 42,
@@ -65,24 +66,25 @@ class _Page:
         self.cell = float(np.clip(5.2 / self.count, 0.2, 0.4))
         self.label = 0.065 * max(map(len, self.names)) + 0.1
         self.side = self.count * self.cell
+        self.wide = max(self.side, 2.6)  # a matrix needs room for its title, however few rows it has
         self.left = 0.25 + _TREE + self.label
         self.bottom = self.label + 0.5
         bars = 2 * (_BARS + _GAP)
-        self.size = (self.left + 2 * self.side + _GAP + bars + _RIGHT, max(_TOP + self.side + self.bottom, 2.4))
+        self.size = (self.left + 2 * self.wide + _GAP + bars + _RIGHT, max(_TOP + self.side + self.bottom, 2.4))
         sets = [one["criteria"] for one in report["same"]]
         self.colour = {name: _SETS[i % len(_SETS)] for i, one in enumerate(sets) for name in one}
 
     def draw(self, figure: Any) -> None:
         """All panels, from left to right."""
-        second = self.left + self.side + _GAP
-        third = second + self.side + _GAP
+        second = self.left + self.wide + _GAP
+        third = second + self.wide + _GAP
         tree = self._axes(figure, 0.25, _TREE)
         self._draw_tree(tree)
-        agreement = self._axes(figure, self.left, self.side)
+        agreement = self._axes(figure, self.left, self.wide)
         title = "a   rank agreement (mean Spearman ρ)"
         self._draw_matrix(figure, agreement, self.left, self._matrix("mean_spearman"), title, ("RdBu_r", -1.0, 1.0))
         agreement.set_yticks(range(self.count), self.names)
-        overlap = self._axes(figure, second, self.side)
+        overlap = self._axes(figure, second, self.wide)
         title = f"b   overlap of the pruned {self.report['tail_share']:.0%}"
         self._draw_matrix(figure, overlap, second, self._matrix("mean_tail_overlap"), title, ("YlGnBu", 0.0, 1.0))
         overlap.set_yticks([])
@@ -144,7 +146,7 @@ class _Page:
         axes.tick_params(which="minor", length=0)
         axes.spines[:].set_visible(False)
         axes.set_title(title, loc="left", pad=6)
-        for (row, column), value in np.ndenumerate(matrix):
+        for (row, column), value in np.ndenumerate(matrix) if self.cell > _LEGIBLE else ():
             shown = "–" if np.isnan(value) else "1" if value > 0.995 else f"{value:.2f}".replace("0.", ".")
             red, green, blue, _ = colours((value - low) / (high - low))
             ink = "white" if 0.3 * red + 0.6 * green + 0.1 * blue < 0.55 else _INK
@@ -152,7 +154,7 @@ class _Page:
             axes.text(column, row, shown, **size)
         wide, tall = self.size
         below = _TOP + self.side + self.label + 0.12
-        bar = figure.add_axes((x / wide, 1 - (below + 0.09) / tall, min(self.side, 2.2) / wide, 0.09 / tall))
+        bar = figure.add_axes((x / wide, 1 - (below + 0.09) / tall, 2.2 / wide, 0.09 / tall))
         middle = self.report["tail_share"] if low == 0 else 0.0  # what chance alone would give
         ticks = {low: f"{low:g}", middle: "chance", high: f"{high:g}"}
         figure.colorbar(mesh, cax=bar, orientation="horizontal").set_ticks(list(ticks), labels=list(ticks.values()))
