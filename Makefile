@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := setup.cfg pyproject.toml constraints.txt
 
-.PHONY: demo test lint slow bench clean
+.PHONY: demo test lint slow bench docs clean
 .DELETE_ON_ERROR:
 
 demo: .venv/runtime
@@ -34,6 +34,9 @@ bench: .venv/dev
 .venv/dev: .venv/runtime
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .[dev]
 	@touch $@
+
+docs: .venv/dev
+	$(BIN)/python -m criteria.catalogue > docs/criteria.md
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

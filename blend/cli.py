@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from blend import __version__
-from blend.config import DEFAULT_CRITERIA
+from blend.cli_criteria import commands as criteria_commands
+from blend.cli_options import (
+    CHEAP_CRITERIA,
+    RUNS,
+    Criteria,
+    Ignore,
+    Json,
+    Options,
+    Reduction,
+    RunArgument,
+    RunsDir,
+    Seed,
+    TaskArgument,
+    names,
+    print_json,
+)
 from blend.errors import BlendError, InputError, Interrupted
 
 if TYPE_CHECKING:
@@ -31,25 +45,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-TaskArgument = Annotated[
-    str, typer.Argument(metavar="TASK", help="Built-in name, package.module:function or path/to/file.py:function.")
-]
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or the path of its folder.")]
-RunsDir = Annotated[Path, typer.Option("--runs-dir", metavar="DIR", help="Where run folders are.")]
-Options = Annotated[
-    list[str], typer.Option("-o", "--option", metavar="KEY=VALUE", help="Passed to the task's function; repeatable.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
-Seed = Annotated[str, typer.Option(metavar="N", help="Seed of everything random, the built-in networks' included.")]
-Ignore = Annotated[
-    list[str], typer.Option(metavar="PATTERN", help="Layers whose channels must all stay, like 'head.*'; repeatable.")
-]
-Criteria = Annotated[str, typer.Option(metavar="A,B,C", help="Criteria to blend; blend criteria lists them all.")]
-Reduction = Annotated[str, typer.Option(metavar="SHARE", help="Share of the cost to remove, in (0, 1).")]
-RUNS = Path("runs")
-CHEAP_CRITERIA = ",".join(DEFAULT_CRITERIA)
-
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -117,7 +112,7 @@ def search(
 
     config = search_config(
         task=task, options=parse_options(option), reduction=reduction, cost=cost, allocation=allocation,
-        encoding=encoding, criteria=_names(criteria), normalisation=normalisation,
+        encoding=encoding, criteria=names(criteria), normalisation=normalisation,
         clusters=clusters, clustering=clustering, fitness=fitness,
         population=population, evaluations=evaluations, generations=generations, random_search=random_search,
         recalibration_images=recalibration_images, batch_size=batch_size, floor=floor, ignore=tuple(ignore), seed=seed,
@@ -163,7 +158,7 @@ def list_runs(runs_dir: RunsDir = RUNS, as_json: Json = False) -> None:
 
     runs = all_runs(runs_dir)
     if as_json:
-        _print_json([summary(run) for run in runs])
+        print_json([summary(run) for run in runs])
     elif runs:
         Console(stderr=True).print(runs_table(runs))
     else:
@@ -178,7 +173,7 @@ def show(run: RunArgument, runs_dir: RunsDir = RUNS, as_json: Json = False) -> N
 
     found = open_run(runs_dir, run)
     if as_json:
-        _print_json(summary(found))
+        print_json(summary(found))
     else:
         print_result(found)
 
@@ -195,57 +190,7 @@ def stop(run: RunArgument, runs_dir: RunsDir = RUNS) -> None:
     print(f"run '{found.name}' will stop after the generation in progress", file=sys.stderr)
 
 
-@app.command(epilog="Example:  blend criteria --json")
-def criteria(as_json: Json = False) -> None:
-    """List every criterion of the registry: family, what it needs, and where it comes from."""
-    from rich.console import Console
-
-    from blend.problem import all_criteria
-    from blend.report import criteria_table
-
-    registered = all_criteria()
-    if as_json:
-        _print_json(
-            [
-                {"name": c.name, "family": c.family, "needs": sorted(c.needs), "reference": c.reference,
-                 "summary": c.summary}
-                for c in registered
-            ]
-        )  # fmt: skip
-    else:
-        Console(stderr=True).print(criteria_table(registered))
-
-
-@app.command(epilog="Example:  blend compare textures --criteria l1,l2,fpgm,taylor_fo")
-def compare(
-    task: TaskArgument,
-    reduction: Reduction = "0.5",
-    criteria: Criteria = CHEAP_CRITERIA,
-    clusters: Annotated[str, typer.Option(metavar="K", help="Clusters per group: a number, or silhouette.")] = "3",
-    clustering: Annotated[str, typer.Option(help="agglomerative or kmeans.")] = "agglomerative",
-    ignore: Ignore = [],  # noqa: B006
-    option: Options = [],  # noqa: B006
-    seed: Seed = "0",
-    as_json: Json = False,
-) -> None:
-    """Tell which criteria say the same on a network, without a search: correlations, clusters, overlap of the tails."""
-    from blend.config import parse_options, search_config
-
-    config = search_config(
-        task=task, options=parse_options(option), reduction=reduction, criteria=_names(criteria), seed=seed,
-        clusters=clusters, clustering=clustering, ignore=tuple(ignore),
-    )  # fmt: skip
-
-    from blend.problem import prepare
-    from blend.report import print_redundancy
-    from criteria import redundancy
-
-    problem = prepare(config)
-    report = redundancy(problem.table, problem.clusters, config.reduction)
-    if as_json:
-        _print_json({"task": task, "seed": seed, "reduction": reduction, **report})
-    else:
-        print_redundancy(report)
+app.add_typer(criteria_commands)
 
 
 @app.command(epilog="Example:  blend export first my-network.blend.json")
@@ -312,15 +257,7 @@ def _finish(run: Run, as_json: bool) -> None:
 
     print_result(run)
     if as_json:
-        _print_json(summary(run))
-
-
-def _print_json(document: Any) -> None:
-    print(json.dumps(document, indent=2))
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+        print_json(summary(run))
 
 
 def _free_name(runs_dir: Path, config: SearchConfig) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -22,11 +23,16 @@ from blend.pruning import check_slicing, single_thread
 from blend.task import Splits, Task, check_task, load_task
 from criteria import CRITERIA, ChannelGraph, Criterion, CriterionError, ScoreTable, cluster, score
 from criteria.passes import OnStep
+from criteria.scores import merged
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A task, checked, with its channels, scores and clusters: all that is known before a search."""
+    """A task, checked, with its channels, scores and clusters: all that is known before a search.
+
+    Attributes:
+        seconds: What scoring by each criterion took, where it was scored separately.
+    """
 
     config: SearchConfig
     task: Task
@@ -34,6 +40,7 @@ class Problem:
     graph: ChannelGraph
     table: ScoreTable
     clusters: Clusters
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @cached_property
     def blender(self) -> Blender:
@@ -86,12 +93,13 @@ class Problem:
         }
 
 
-def prepare(config: SearchConfig, scores: Path | None = None) -> Problem:
+def prepare(config: SearchConfig, scores: Path | None = None, *, separately: bool = False) -> Problem:
     """Loads and checks a task, scores its channels by every criterion and clusters the criteria.
 
     Args:
         config: What was asked for.
         scores: A score table that was computed before; nothing is collected then.
+        separately: Score by each criterion for itself, to see what it costs, and not by all in one sweep.
 
     Raises:
         InputError: If a criterion is unknown or does not apply, or the task cannot be pruned as it is.
@@ -104,7 +112,13 @@ def prepare(config: SearchConfig, scores: Path | None = None) -> Problem:
         for left_alone in graph.notes:
             say(f"note: {left_alone}")
         check_slicing(task.model, graph, task.example_input)
-        table = ScoreTable.load(scores) if scores else _score(task, splits, graph, criteria, config)
+        seconds: dict[str, float] = {}
+        if scores:
+            table = ScoreTable.load(scores)
+        elif separately:
+            table, seconds = _score_separately(task, splits, graph, criteria, config)
+        else:
+            table = _score(task, splits, graph, criteria, config)
         clusters = {
             group.name: cluster(table, group.name, k=config.clusters, method=config.clustering, seed=config.seed)
             for group in graph.groups
@@ -112,7 +126,7 @@ def prepare(config: SearchConfig, scores: Path | None = None) -> Problem:
         }
     if not clusters:
         raise InputError("no criterion can rank the channels of any group: choose other criteria")
-    return Problem(config, task, splits, graph, table, clusters)
+    return Problem(config, task, splits, graph, table, clusters, seconds)
 
 
 def all_criteria() -> list[Criterion]:
@@ -165,3 +179,15 @@ def _bars() -> Iterator[OnStep]:
             bars[what].advance(1)
 
         yield on_step
+
+
+def _score_separately(
+    task: Task, splits: Splits, graph: ChannelGraph, criteria: Sequence[Criterion], config: SearchConfig
+) -> tuple[ScoreTable, dict[str, float]]:
+    """The same table, and the seconds that each criterion took alone."""
+    tables, seconds = [], {}
+    for criterion in criteria:
+        began = time.perf_counter()
+        tables.append(_score(task, splits, graph, [criterion], config))
+        seconds[criterion.name] = time.perf_counter() - began
+    return merged(tables), seconds

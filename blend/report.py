@@ -104,33 +104,6 @@ def criteria_table(criteria: Iterable[Any]) -> Table:
     return table
 
 
-def print_redundancy(report: dict[str, Any]) -> None:
-    """The mean rank correlations as a matrix, and the clusters of every group."""
-    console = Console(stderr=True, highlight=False)
-    names = report["criteria"]
-    matrix = Table(title="mean Spearman rank correlation over all groups", box=None)
-    for column in ("", *names):
-        matrix.add_column(column, justify="right", overflow="fold")
-    for name, row in zip(names, report["mean_spearman"], strict=True):
-        matrix.add_row(name, *(_shade(rho) for rho in row))
-    console.print(matrix)
-    clusters = Table(title="clusters (the medoid, which speaks for the others, first)", box=None)
-    clusters.add_column("group")
-    clusters.add_column("clusters", overflow="fold")
-    for name, group in report["groups"].items():
-        clusters.add_row(name, "  |  ".join(", ".join(c["criteria"]) for c in group["clusters"]))
-    console.print(clusters)
-    for note in report["notes"]:
-        console.print(f"note: {note['criterion']} in {note['group']}: {note['reason']}", soft_wrap=True)
-
-
-def _shade(rho: float | None) -> str:
-    if rho is None or math.isnan(rho):
-        return "–"
-    colour = "green" if rho > 0.8 else "red" if rho < 0.2 else "default"
-    return f"[{colour}]{rho:.2f}[/]"
-
-
 def _comparison(run: Run, about: dict[str, Any]) -> Table:
     result = run.get("result")
     title = f"{about['id']}: {run.config.title} with {about['reduction']:g} of its {about['cost']['kind']} removed"

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from criteria.claims import DEFAULT_CLAIMS
 from criteria.errors import CriterionValueError
 from criteria.registry import register
 from criteria.views import GroupStats
@@ -23,11 +24,20 @@ def mean_activation(stats: GroupStats) -> Tensor:
 
     Returns:
         Scores of shape (channels,), in the unit of the activation; higher means keep.
+
+    Caution:
+        Takes a constant output for an important one. Means little without a ReLU, where signs cancel.
     """
     return stats.activation_mean
 
 
-@register("apoz", family="activation", needs={"activation"}, reference="Hu et al., 2016, arXiv:1607.03250")
+@register(
+    "apoz",
+    family="activation",
+    needs={"activation"},
+    reference="Hu et al., 2016, arXiv:1607.03250",
+    claims=DEFAULT_CLAIMS - {"distinct"},
+)
 def apoz(stats: GroupStats) -> Tensor:
     """Share of activations that are not zero: 1 minus the average percentage of zeros.
 
@@ -36,11 +46,20 @@ def apoz(stats: GroupStats) -> Tensor:
 
     Returns:
         Scores of shape (channels,), between 0 and 1; higher means keep.
+
+    Caution:
+        Ties wherever activations are never zero: no ReLU, or a SiLU or GELU.
     """
     return stats.activation_nonzero
 
 
-@register("hrank", family="activation", needs={"maps"}, reference="Lin et al., CVPR 2020, arXiv:2002.10179")
+@register(
+    "hrank",
+    family="activation",
+    needs={"maps"},
+    reference="Lin et al., CVPR 2020, arXiv:2002.10179",
+    claims=DEFAULT_CLAIMS - {"distinct"},
+)
 def hrank(stats: GroupStats) -> Tensor:
     """Mean matrix rank of a channel's maps.
 
@@ -49,12 +68,21 @@ def hrank(stats: GroupStats) -> Tensor:
 
     Returns:
         Scores of shape (channels,), between 0 and min(H, W); higher means keep.
+
+    Caution:
+        Maps of a few pixels all have full rank: of no use in the last layers of a network. The dearest of its family.
     """
     ranks: Tensor = torch.linalg.matrix_rank(stats.maps)
     return ranks.to(stats.maps.dtype).mean(0)
 
 
-@register("entropy", family="activation", needs={"image_means"}, reference="Luo and Wu, 2017, arXiv:1706.05791")
+@register(
+    "entropy",
+    family="activation",
+    needs={"image_means"},
+    reference="Luo and Wu, 2017, arXiv:1706.05791",
+    claims=DEFAULT_CLAIMS - {"distinct"},  # of a count of images in bins
+)
 def entropy(stats: GroupStats, *, bins: int = 20) -> Tensor:
     r"""Entropy of a channel's spatial means over images, :math:`-\sum_b p_b \ln p_b`.
 

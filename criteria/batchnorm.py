@@ -15,6 +15,10 @@ def bn_scale(stats: GroupStats) -> Tensor:
 
     Returns:
         Scores of shape (channels,), in the unit of the layer's output; higher means keep.
+
+    Caution:
+        Made for networks trained with an L1 penalty on the scales; without it they hardly tell filters apart. Blind to
+        what the next layer does with the channel.
     """
     return stats.gamma.abs()
 

@@ -6,6 +6,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
+from scipy.spatial.distance import squareform
 from scipy.stats import rankdata
 from sklearn.cluster import AgglomerativeClustering, KMeans
 from sklearn.metrics import silhouette_score
@@ -128,14 +130,45 @@ def mean_spearman(table: ScoreTable) -> tuple[tuple[str, ...], Matrix]:
     Returns:
         Names, and a matrix of shape (criteria, criteria); NaN for a pair that no group has both of.
     """
+    return table.criteria, _mean_over_groups(table, lambda group: spearman(table, group))
+
+
+def mean_tail_overlap(table: ScoreTable, share: float) -> tuple[tuple[str, ...], Matrix]:
+    """`tail_overlap` averaged over the groups where both criteria are usable.
+
+    Returns:
+        Names, and a matrix of shape (criteria, criteria); NaN for a pair that no group has both of.
+    """
+    return table.criteria, _mean_over_groups(table, lambda group: tail_overlap(table, group, share))
+
+
+def _mean_over_groups(table: ScoreTable, of_group: Callable[[str], tuple[tuple[str, ...], Matrix]]) -> Matrix:
     shape = (len(table.criteria), len(table.criteria))
     total, count = np.zeros(shape), np.zeros(shape)
     for group in table.groups:
-        names, matrix = spearman(table, group)
+        names, matrix = of_group(group)
         where = np.ix_(*[[table.criteria.index(name) for name in names]] * 2)
         total[where] += matrix
         count[where] += 1
-    return table.criteria, np.divide(total, count, out=np.full(shape, np.nan), where=count > 0)
+    return np.asarray(np.divide(total, count, out=np.full(shape, np.nan), where=count > 0))
+
+
+def agglomeration(table: ScoreTable) -> tuple[Matrix, list[int]]:
+    """How criteria merge as ever lower correlations are allowed: average linkage on 1 - mean ρ.
+
+    A pair that no group has both of counts as uncorrelated.
+
+    Returns:
+        The linkage of shape (criteria - 1, 4) as SciPy has it, and the criteria in the order of its leaves, in which
+        neighbours are as alike as can be.
+    """
+    if len(table.criteria) < 2:
+        return np.empty((0, 4)), list(range(len(table.criteria)))
+    distance = np.clip(1 - np.nan_to_num(mean_spearman(table)[1], nan=0.0), 0, 2)
+    np.fill_diagonal(distance, 0)
+    condensed = squareform(distance, checks=False)
+    tree = optimal_leaf_ordering(linkage(condensed, method="average"), condensed)
+    return np.asarray(tree), [int(leaf) for leaf in leaves_list(tree)]
 
 
 def tail_overlap(table: ScoreTable, group: str, share: float) -> tuple[tuple[str, ...], Matrix]:

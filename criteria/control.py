@@ -10,7 +10,7 @@ from criteria.registry import register
 from criteria.views import GroupStats
 
 
-@register("random", family="control", needs=(), reference="control")
+@register("random", family="control", needs=(), reference="control", claims={"batch-split", "distinct"})
 def random(stats: GroupStats) -> Tensor:
     """Uniform random numbers, fixed by the seed and the names of group and layer.
 
@@ -19,6 +19,9 @@ def random(stats: GroupStats) -> Tensor:
 
     Returns:
         Scores of shape (channels,), in [0, 1).
+
+    Caution:
+        A control, not a criterion: what does not beat it has learned nothing.
     """
     key = "\0".join((str(stats.seed), stats.group, stats.layer)).encode()
     generator = np.random.default_rng(list(hashlib.sha256(key).digest()))

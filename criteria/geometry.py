@@ -4,11 +4,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from criteria.claims import DEFAULT_CLAIMS
 from criteria.registry import register
 from criteria.views import GroupStats
 
 
-@register("fpgm", family="geometry", needs={"weight"}, reference="He et al., CVPR 2019, arXiv:1811.00250")
+@register(
+    "fpgm",
+    family="geometry",
+    needs={"weight"},
+    reference="He et al., CVPR 2019, arXiv:1811.00250",
+    claims=DEFAULT_CLAIMS - {"dead-last"} | {"duplicate-lower"},
+)
 def fpgm(stats: GroupStats) -> Tensor:
     r"""Summed distance to all filters of the layer, :math:`\sum_j \|W_i - W_j\|_2`: low near their geometric median.
 
@@ -17,6 +24,10 @@ def fpgm(stats: GroupStats) -> Tensor:
 
     Returns:
         Scores of shape (channels,), in the unit of the weight; higher means keep.
+
+    Caution:
+        Says that a filter is like the others, not that it is weak: a dead filter is not sure to go first. Grows with
+        the square of the number of channels.
     """
     weight = stats.weight.double()  # distances come out of a matrix product, whose cancellation float32 would feel
     return torch.cdist(weight, weight).sum(1)
@@ -37,7 +48,13 @@ def fermat(stats: GroupStats, *, iterations: int = 1000) -> Tensor:
     return (weight - fermat_point(weight, iterations)).square().sum(1).sqrt()
 
 
-@register("cosine", family="geometry", needs={"weight"}, reference="Ghimire et al., 2023, arXiv:2506.20152")
+@register(
+    "cosine",
+    family="geometry",
+    needs={"weight"},
+    reference="Ghimire et al., 2023, arXiv:2506.20152",
+    claims=DEFAULT_CLAIMS - {"dead-last"} | {"duplicate-lower"},  # directions only: nothing has no direction
+)
 def cosine(stats: GroupStats) -> Tensor:
     r"""Summed cosine distance to the other filters, :math:`\sum_{j \ne i} (1 - \cos(W_i, W_j))`.
 

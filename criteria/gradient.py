@@ -23,6 +23,9 @@ def taylor_l1(stats: GroupStats) -> Tensor:
 
     Returns:
         Scores of shape (channels,), in the unit of the loss; higher means keep.
+
+    Caution:
+        Near a minimum averaged gradients cancel out, and noise is left: give it a thousand examples or more.
     """
     return (stats.weight * stats.weight_gradient).abs().sum(1)
 
@@ -36,6 +39,9 @@ def taylor_l2(stats: GroupStats) -> Tensor:
 
     Returns:
         Scores of shape (channels,), in the unit of the loss squared; higher means keep.
+
+    Caution:
+        As for `taylor_l1`; a few large terms decide.
     """
     return (stats.weight * stats.weight_gradient).square().sum(1)
 
@@ -49,6 +55,9 @@ def taylor_fo(stats: GroupStats) -> Tensor:
 
     Returns:
         Scores of shape (channels,), in the unit of the loss squared; higher means keep.
+
+    Caution:
+        Depends on the batch size, as it is squared per batch: compare runs of the same size only.
     """
     return stats.gate_gradient_squared
 
@@ -67,6 +76,9 @@ def fisher(stats: GroupStats) -> Tensor:
 
     Returns:
         Scores of shape (channels,), in the unit of the loss squared; higher means keep.
+
+    Caution:
+        Needs a loss that is a mean over examples. On a network that fits its data perfectly all gradients vanish.
     """
     return stats.example_gate_gradient_squared / 2
 
@@ -127,5 +139,9 @@ def obd(stats: GroupStats, *, probes: int = 8) -> Tensor:
 
     Returns:
         Scores of shape (channels,), in the unit of the loss; higher means keep.
+
+    Caution:
+        A noisy estimate, of either sign: few batches rank at random. Assumes a minimum of the loss and a diagonal
+        Hessian.
     """
     return (stats.weight.square() * stats.hessian_diagonal).sum(1) / 2

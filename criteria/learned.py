@@ -15,6 +15,8 @@ from criteria.passes import Network, register_pass
 from criteria.scores import combined_scores
 from criteria.streaming import Mean, hooks, rows, widened
 
+STEEPEST = 10.0
+"""Longest gradient of a step: networks that are not normalised would throw the weights to infinity."""
 _LACKING = "needs a layer that makes the group's channels; there is none"
 _Key = tuple[str, str]  # names of group and layer
 _Draw = Callable[[int, int, int, torch.Generator], Tensor]
@@ -160,7 +162,7 @@ class _Excitation:
         output = widened(output.movedim(-1, 1) if self._linear else output)
         squeezed = output.flatten(2).mean(2) if output.ndim > 2 else output
         squeezed = squeezed[:, self._positions.to(output.device)].mean(2)
-        inner, bias, outer, offset = self.leaves
+        inner, bias, outer, offset = (leaf.to(squeezed.dtype) for leaf in self.leaves)
         self.last = torch.sigmoid((squeezed @ inner.T + bias).relu() @ outer.T + offset)
         return self.last
 
@@ -201,7 +203,7 @@ def _train(
     gated: Callable[[], Iterable[Any]],
     penalty: Callable[[], Tensor | float],
 ) -> None:
-    """Take steps down the gradient of loss plus penalty, a batch each."""
+    """Take steps down the gradient of loss plus penalty, a batch each; a gradient longer than `STEEPEST` is cut."""
     if steps < 1:
         raise CriterionValueError(f"steps must be at least 1, got {steps}")
     leaves: list[Tensor] = [leaf for part in optimiser.param_groups for leaf in part["params"]]
@@ -211,6 +213,7 @@ def _train(
             gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
             for leaf, gradient in zip(leaves, gradients, strict=True):
                 leaf.grad = gradient
+            torch.nn.utils.clip_grad_norm_(leaves, STEEPEST)
             optimiser.step()
             network.on_step(done, steps)
 

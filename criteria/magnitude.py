@@ -15,6 +15,10 @@ def l1(stats: GroupStats) -> Tensor:
 
     Returns:
         Scores of shape (channels,), in the unit of the weight; higher means keep.
+
+    Caution:
+        Sizes say nothing across layers: rank globally by a blend or a gradient criterion instead. A BatchNorm behind
+        the layer undoes any scale of the filter.
     """
     return stats.weight.abs().sum(1)
 
@@ -28,6 +32,9 @@ def l2(stats: GroupStats) -> Tensor:
 
     Returns:
         Scores of shape (channels,), in the unit of the weight; higher means keep.
+
+    Caution:
+        As for `l1`; one large weight outweighs many small ones.
     """
     return stats.weight.square().sum(1).sqrt()
 

@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
+from criteria.claims import CLAIMS, default_claims
 from criteria.errors import CriterionError, CriterionValueError
 from criteria.specification import Value, canonical, declared, parse, typed
 from criteria.views import NEEDS, GroupStats, Side, bound_need, need_of
@@ -29,6 +30,7 @@ class Criterion:
         function: view → tensor of shape (channels,).
         configured: parameters that are not the function's defaults.
         expensive: whether it costs far more than one sweep.
+        claims: what it claims of its scores, see `CLAIMS`.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Criterion:
     function: CriterionFunction
     configured: Mapping[str, Value] = field(default_factory=dict, hash=False)
     expensive: bool = False
+    claims: frozenset[str] = frozenset()
 
     @property
     def parameters(self) -> Mapping[str, Value]:
@@ -111,7 +114,7 @@ class Registry:
         self._entry_point_group = entry_point_group
 
     def register(
-        self, name: str, *, family: str, needs: Collection[str], reference: str
+        self, name: str, *, family: str, needs: Collection[str], reference: str, claims: Collection[str] | None = None
     ) -> Callable[[CriterionFunction], CriterionFunction]:
         """Decorate a function to become the criterion ``name``; the function itself stays as it is.
 
@@ -120,22 +123,27 @@ class Registry:
             family: what kind of evidence it looks at.
             needs: names of the statistics it reads, see `NEEDS`.
             reference: where the formula comes from.
+            claims: what it claims of its scores, see `CLAIMS`; by default all that its needs allow but that
+                duplicates lower a score.
 
         Raises:
-            CriterionValueError: the name is taken or holds ``:`` or ``,``, a need is unknown, needs lie on two sides,
-                or a keyword-only argument has no default of type int, float, bool or str.
+            CriterionValueError: the name is taken or holds ``:`` or ``,``, a need or claim is unknown, needs lie on two
+                sides, or a keyword-only argument has no default of type int, float, bool or str.
         """
         if unknown := sorted(set(needs) - set(NEEDS)):
             raise CriterionValueError(f"needs of {name!r} must be among {', '.join(NEEDS)}, got {', '.join(unknown)}")
         if {":", ","} & set(name):
             raise CriterionValueError(f"criterion name must not contain ':' or ',', got {name!r}")
+        if unknown := sorted(set(claims or ()) - set(CLAIMS)):
+            raise CriterionValueError(f"claims of {name!r} must be among {', '.join(CLAIMS)}, got {', '.join(unknown)}")
         if len({NEEDS[need].side for need in needs}) > 1:
             raise CriterionValueError(f"needs of {name!r} must be of one side, got {', '.join(sorted(needs))}")
 
         def add(function: CriterionFunction) -> CriterionFunction:
             defaults = declared(name, function)
             bound = frozenset(bound_need(need, defaults) for need in needs)
-            self.add(Criterion(name, family, bound, reference, function))
+            claimed = default_claims(needs) if claims is None else frozenset(claims)
+            self.add(Criterion(name, family, bound, reference, function, claims=claimed))
             return function
 
         return add

@@ -150,6 +150,14 @@ def score_table(
     return ScoreTable(names, list(stats), scores, notes)
 
 
+def merged(tables: Sequence[ScoreTable]) -> ScoreTable:
+    """One table of several that hold different criteria for the same groups."""
+    pairs = [(table, criterion) for table in tables for criterion in table.criteria]
+    scores = {(c, g): values for table, c in pairs for g in table.groups if (values := table.get(c, g)) is not None}
+    notes = [note for table in tables for note in table.notes]
+    return ScoreTable([criterion for _, criterion in pairs], tables[0].groups, scores, notes)
+
+
 def _reason_against(criterion: Criterion, views: Sequence[GroupStats]) -> str | None:
     """Why none of a group's views can serve a criterion; None if one can."""
     reasons = [criterion.missing(view) for view in views if view.side == criterion.side]

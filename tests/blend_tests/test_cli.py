@@ -192,7 +192,7 @@ def test_help_teaches_and_is_quick():
     began = time.monotonic()
     shown = subprocess.run([sys.executable, "-m", "blend", "--help"], capture_output=True, text=True, check=True)
     assert time.monotonic() - began < 3  # 0.3 s on an idle machine; importing torch alone takes longer than this
-    for command in ("search", "resume", "list", "show", "stop", "criteria", "compare", "export"):
+    for command in ("search", "resume", "list", "show", "stop", "criteria", "compare", "doctor", "export"):
         assert command in shown.stdout
         code = f"from blend.cli import run; run(['{command}', '--help']); import sys; sys.exit('torch' in sys.modules)"
         wide = os.environ | {"COLUMNS": "200"}
