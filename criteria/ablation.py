@@ -33,6 +33,10 @@ def loss_ablation(network: Network, *, images: int = 128) -> dict[str, Tensor]:
 
     Raises:
         CriterionValueError: ``images`` is less than 1, or the loss is not a finite scalar.
+
+    Caution:
+        Needs a forward pass for every channel; and channels that stand in for one another look superfluous, each
+        alone.
     """
     return _ablation(network, images, network.mean_loss)
 
@@ -56,6 +60,10 @@ def accuracy_ablation(network: Network, *, images: int = 128) -> dict[str, Tenso
     Raises:
         CriterionError: there is no metric.
         CriterionValueError: ``images`` is less than 1.
+
+    Caution:
+        Needs a forward pass for every channel, and steps of one example tie many channels: many images, or the loss
+        instead.
     """
     metric = network.metric
     if metric is None:

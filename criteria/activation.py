@@ -98,6 +98,9 @@ def entropy(stats: GroupStats, *, bins: int = 20) -> Tensor:
 
     Raises:
         CriterionValueError: fewer than 2 bins.
+
+    Caution:
+        Few images fill few bins, so that many channels tie; says how much a channel varies, not what for.
     """
     if bins < 2:
         raise CriterionValueError(f"bins must be at least 2, got {bins}")
@@ -121,6 +124,9 @@ def chip(stats: GroupStats) -> Tensor:
 
     Returns:
         Scores of shape (channels,), in the unit of the activation; higher means keep.
+
+    Caution:
+        Channels are compared by few maps; a channel without any variation is told from noise by its maps alone.
     """
     maps = stats.maps.flatten(2).double()
     without = _without_each if maps.shape[1] <= maps.shape[2] else _outside_each
@@ -167,5 +173,8 @@ def discriminant(stats: GroupStats, *, damping: float = 0.05) -> Tensor:
 
     Returns:
         Scores of shape (channels,), without a unit if the damping has that of the variance; higher means keep.
+
+    Caution:
+        Needs classes; a channel that serves later layers without telling classes apart looks superfluous.
     """
     return stats.between_class_variance / (stats.within_class_variance + damping)

@@ -40,5 +40,8 @@ def bn_taylor(stats: GroupStats) -> Tensor:
 
     Returns:
         Scores of shape (channels,), in the unit of the loss squared; higher means keep.
+
+    Caution:
+        Small near a minimum of the loss, where gradients of batches cancel; needs BatchNorm behind the layer.
     """
     return stats.gate_gradient_squared

@@ -43,6 +43,9 @@ def fermat(stats: GroupStats, *, iterations: int = 1000) -> Tensor:
 
     Returns:
         Scores of shape (channels,), in the unit of the weight; higher means keep.
+
+    Caution:
+        As for `fpgm`, with which it nearly always agrees: a filter far from the others need not matter.
     """
     weight = stats.weight.double()
     return (weight - fermat_point(weight, iterations)).square().sum(1).sqrt()
@@ -66,6 +69,9 @@ def cosine(stats: GroupStats) -> Tensor:
 
     Returns:
         Scores of shape (channels,), between 0 and 2 (channels - 1); higher means keep.
+
+    Caution:
+        Ignores how large a filter is: one that is zero has no direction and looks as unlike the others as can be.
     """
     return (1 - _cosines(stats.weight)).fill_diagonal_(0).sum(1)
 
@@ -79,6 +85,9 @@ def whc(stats: GroupStats) -> Tensor:
 
     Returns:
         Scores of shape (channels,), in the unit of the weight squared; higher means keep.
+
+    Caution:
+        As for the norms: the size of a filter before BatchNorm says little, and nothing across layers.
     """
     norms = stats.weight.double().square().sum(1).sqrt()
     return norms * ((1 - _cosines(stats.weight).abs()).fill_diagonal_(0) @ norms)

@@ -96,6 +96,9 @@ def taylor_so(stats: GroupStats, *, probes: int = 8) -> Tensor:
 
     Returns:
         Scores of shape (channels,), in the unit of the loss squared; higher means keep.
+
+    Caution:
+        The second derivative is an estimate by random signs, and costs many backward passes.
     """
     return stats.gate_change_squared
 
@@ -117,6 +120,9 @@ def taylor_output(stats: GroupStats) -> Tensor:
 
     Returns:
         Scores of shape (channels,), of length 1 in the Euclidean norm; higher means keep.
+
+    Caution:
+        Contributions of opposite sign cancel over positions; normalised by layer, it says nothing across layers.
     """
     return F.normalize(stats.activation_gradient_magnitude.double(), dim=0, eps=1e-300)
 

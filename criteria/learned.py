@@ -79,6 +79,9 @@ def learned_scale(
 
     Raises:
         CriterionValueError: a parameter is out of range, or the loss is not a finite scalar.
+
+    Caution:
+        A few steps of training depend on the learning rate and on the first weights; hold it against `random`.
     """
     if initialisation not in INITIALISATIONS:
         raise CriterionValueError(f"initialisation must be one of {', '.join(INITIALISATIONS)}, got {initialisation!r}")
@@ -120,6 +123,9 @@ def se_gate(
 
     Raises:
         CriterionValueError: a parameter is out of range, or the loss is not a finite scalar.
+
+    Caution:
+        A gate learns to weigh channels for each example; after brief training its mean says little.
     """
     if squeeze < 1:
         raise CriterionValueError(f"squeeze must be at least 1, got {squeeze}")

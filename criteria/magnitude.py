@@ -51,6 +51,9 @@ def lamp(stats: GroupStats) -> Tensor:
 
     Returns:
         Scores of shape (channels,), in (0, 1], the largest filter's 1; higher means keep.
+
+    Caution:
+        Inside a group the order of `l2`; made for single weights, where it compares layers of one kind.
     """
     energy = stats.weight.double().square().sum(1)
     at_least = energy[None, :] >= energy[:, None]

@@ -34,6 +34,10 @@ def cap(network: Network, *, patches: bool = False, ridge: float = 0.01) -> dict
 
     Raises:
         CriterionValueError: ``ridge`` is not positive.
+
+    Caution:
+        Looks at the next layer's outputs alone, not at the loss; made for networks whose weights are corrected
+        afterwards.
     """
     if not ridge > 0:
         raise CriterionValueError(f"ridge must be above 0, got {ridge}")
@@ -149,6 +153,9 @@ def thinet(network: Network, *, patches: bool = False) -> dict[str, Tensor]:
     Returns:
         Group → scores of shape (channels,): the number of channels for the last one given up, down to 1 for the
         first; 0 for all that the consumers add up to nothing.
+
+    Caution:
+        Looks at the next layer's outputs alone, not at the loss, and removes greedily, one channel at a time.
     """
     found = consumer_moments(network, patches)
     return {group.name: _backward([_contributions(group.size, m) for m in moments]) for group, moments in found}

@@ -20,6 +20,9 @@ def snip(stats: GroupStats) -> Tensor:
 
     Returns:
         Scores of shape (channels,), in the unit of the loss; higher means keep.
+
+    Caution:
+        Made for networks before training: near a minimum of the loss its gradients are mostly noise.
     """
     return (stats.weight.abs() * stats.weight_gradient_magnitude).sum(1)
 
@@ -43,6 +46,9 @@ def grasp(stats: GroupStats, *, flipped: bool = False) -> Tensor:
 
     Returns:
         Scores of shape (channels,), in the unit of the squared gradient; higher means keep.
+
+    Caution:
+        Made for networks before training; its sign is kept, so that helpful and harmful channels are far apart.
     """
     change = -(stats.weight * stats.hessian_gradient).sum(1)
     return -change if flipped else change
@@ -64,5 +70,8 @@ def synflow(stats: GroupStats) -> Tensor:
 
     Returns:
         Scores of shape (channels,), in the unit of R; higher means keep.
+
+    Caution:
+        Knows neither data nor BatchNorm; made for networks before training, against layers that collapse.
     """
     return (stats.weight.double() * stats.flow_gradient).abs().sum(1)

@@ -13,8 +13,10 @@ from search import Failure, LocalExecutor, SearchError
 from . import toy
 
 DRIVER = """
-import sys, time
+import signal, sys, time
 from search import LocalExecutor
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background leaves it ignored
 
 def work(item):
     print("pid", __import__("os").getpid(), flush=True)
