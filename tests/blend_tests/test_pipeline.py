@@ -137,15 +137,16 @@ class TestSameBytes:
     def test_stopped_by_command_and_resumed(self, undisturbed, tmp_path):
         process = launch(tmp_path, workers=1)
         wait_for_generation(tmp_path / "cut", process)
-        subprocess.run([*BLEND, "stop", "cut", "--runs-dir", tmp_path], check=True, capture_output=True)
+        stop = meanwhile(process, "stop", "cut", "--runs-dir", tmp_path)
         process.communicate(timeout=60)
+        assert stop.returncode == 0
         assert process.returncode == 130
         assert_same(resume(Run(tmp_path / "cut")), undisturbed)
 
     def test_resume_of_a_running_run_is_refused(self, tmp_path):
         process = launch(tmp_path, workers=1)
         wait_for_generation(tmp_path / "cut", process)
-        second = subprocess.run([*BLEND, "resume", "cut", "--runs-dir", tmp_path], capture_output=True, text=True)
+        second = meanwhile(process, "resume", "cut", "--runs-dir", tmp_path)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         assert second.returncode == 2
@@ -182,6 +183,15 @@ def launch(folder, workers, task=TASK):
     return subprocess.Popen(
         [*BLEND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
+
+
+def meanwhile(process, *arguments):
+    """Runs a command while a search stands still, which could else be finished before the command has started."""
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        return subprocess.run([*BLEND, *arguments], capture_output=True, text=True)
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
 
 
 def wait_for_generation(folder, process, generations=1):
