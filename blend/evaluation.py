@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,11 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from blend.budget import CostModel
-from blend.pruning import PrunedNetwork, recalibrate, single_thread
+from blend.inference import InferenceNetwork, portions
+from blend.pruning import single_thread
 from blend.task import Split, Splits, Task, task_function
 from criteria.graph import ChannelGraph, Keep
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+_EXAMPLES = 32  # on which it is tried whether a network can be folded
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,14 @@ class Settings:
         fitness: ``loss`` (minus the held-out loss) or ``metric``.
         recalibration_images: Calibration images that BatchNorm statistics are re-estimated on; 0 for none.
         batch_size: Images per forward pass.
+        precision: What layers compute in; None for the network's own.
     """
 
     cost: str = "macs"
     fitness: str = "loss"
     recalibration_images: int = 256
     batch_size: int = 64
+    precision: torch.dtype | None = None
 
 
 def pack(keep: Keep) -> bytes:
@@ -67,12 +72,15 @@ class Judge:
     def __init__(
         self, model: nn.Module, graph: ChannelGraph, loss: Loss, metric: Loss, calibration: Tensor, settings: Settings
     ) -> None:
-        self.network = PrunedNetwork(_fast_layout(model, calibration), graph)
+        with single_thread():
+            example = calibration[:_EXAMPLES]
+            self.network = InferenceNetwork(_fast_layout(model, calibration), graph, example, settings.precision)
+        self.settings = settings
         self.graph = graph
         self.loss = loss
         self.metric = metric
-        self.calibration = calibration
-        self.settings = settings
+        images = self._ready(calibration[: settings.recalibration_images])
+        self.recalibration = portions(images, settings.batch_size)
         self.cost = CostModel(graph, settings.cost)
 
     def judge(self, keep: Keep, split: Split) -> dict[str, Any]:
@@ -103,21 +111,19 @@ class Judge:
         A mask that keeps everything stands for the unpruned network, which is measured as it is.
         """
         with single_thread(), torch.no_grad():
-            network = self.network.prune(keep)
-            if not keep.all():
-                # Between slicing and recalibration is the place for a step that compensates the consumers' weights.
-                recalibrate(network, self._recalibration_batches())
+            network = self.network.prune(keep, () if keep.all() else self.recalibration)
             losses, values = [], []
             for inputs, targets in split.batches(self.settings.batch_size):
-                outputs = network(inputs)
+                outputs = network(self._ready(inputs))
+                outputs = outputs.float() if outputs.dtype is self.settings.precision else outputs
                 losses.append(float(self.loss(outputs, targets)) * len(inputs))
                 values.append(self.metric(outputs, targets).double().numpy())
         return math.fsum(losses) / len(split), np.concatenate(values)
 
-    def _recalibration_batches(self) -> Iterator[Tensor]:
-        images = self.calibration[: self.settings.recalibration_images]
-        # As equal as can be: each batch counts the same, and one with a single image may have no variance.
-        yield from images.tensor_split(math.ceil(len(images) / self.settings.batch_size)) if len(images) else ()
+    def _ready(self, inputs: Tensor) -> Tensor:
+        """Inputs in the precision of the layers; whole numbers (tokens) stay."""
+        precision = self.settings.precision if inputs.is_floating_point() else None
+        return inputs if precision is None else inputs.to(precision)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def test_a_candidate_is_pruned_recalibrated_and_measured(name):
     model, graph = graph_of(name)
     keep, heldout, calibration = random_keep(graph, 1), split(), images(48, seed=2)
     by_hand = pruned_by_torch_pruning(model, graph, keep, images(2))
-    by_hand = recalibrated_by_training(by_hand, calibration[:40].split([14, 13, 13]))
+    by_hand = recalibrated_by_training(by_hand, [calibration[:40]])
     with torch.no_grad():
         outputs = by_hand(heldout.inputs)
         unprepared = PrunedNetwork(model, graph).prune(keep)(heldout.inputs)
@@ -112,16 +112,27 @@ def test_without_recalibration_images_statistics_stay():
     assert loss == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_no_batch_of_a_single_image_is_made():
-    """33 images in batches of 16 are 11 + 11 + 11, because the statistics of each batch count the same."""
-    model, graph = graph_of("resnet20")
-    sizes = [len(batch) for batch in judge_of(model, graph, recalibration_images=33)._recalibration_batches()]
-    assert sizes == [11, 11, 11]
+def test_recalibration_takes_the_images_together_whatever_the_batches():
+    """Also where the last batch would be a single image, which alone has no variance."""
     flat = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 5)).eval()
-    flat_graph = ChannelGraph.build(flat, torch.randn(2, 3))
-    judge = judge_of(flat, flat_graph, calibration=torch.randn(33, 3), recalibration_images=33)
-    inputs = Split(torch.randn(9, 3), torch.zeros(9, dtype=torch.long), "held-out")
-    assert math.isfinite(judge.judge(random_keep(flat_graph, 1), inputs)["fitness"])
+    graph = ChannelGraph.build(flat, torch.randn(2, 3))
+    calibration, inputs = torch.randn(33, 3), Split(torch.randn(9, 3), torch.zeros(9, dtype=torch.long), "held-out")
+    losses = []
+    for size in (1, 16, 33):
+        judge = judge_of(flat, graph, calibration=calibration, recalibration_images=33, batch_size=size)
+        losses.append(judge.judge(random_keep(graph, 1), inputs)["loss"])
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "mobilenetv2"])
+def test_half_precision_is_nearly_the_same(name):
+    model, graph = graph_of(name)
+    keep, heldout = random_keep(graph, 1), split()
+    exact, rough = judge_of(model, graph), judge_of(model, graph, precision=torch.bfloat16)
+    losses = [judge.judge(keep, heldout)["loss"] for judge in (exact, rough)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert losses[0] != losses[1]
+    assert rough.judge(keep, heldout) == rough.judge(keep, heldout)
 
 
 def test_fitness_is_the_loss_or_the_metric():
