@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import math
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,12 +19,14 @@ from torch import Tensor, nn
 from blend.budget import CostModel
 from blend.inference import InferenceNetwork, portions
 from blend.pruning import single_thread
+from blend.racing import estimate, is_hopeless, weighted_mean
 from blend.task import Split, Splits, Task, task_function
 from criteria.graph import ChannelGraph, Keep
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 _EXAMPLES = 32  # on which it is tried whether a network can be folded
+_CHUNK = 16  # examples whose mean counts as one observation when candidates are compared
 
 
 @dataclass(frozen=True)
@@ -83,42 +84,70 @@ class Judge:
         self.recalibration = portions(images, settings.batch_size)
         self.cost = CostModel(graph, settings.cost)
 
-    def judge(self, keep: Keep, split: Split) -> dict[str, Any]:
+    def judge(self, keep: Keep, split: Split, rival: Sequence[float] = ()) -> dict[str, Any]:
         """Fitness, loss, metric and cost of one candidate on a split.
 
         Args:
             keep: The channels that stay.
             split: Held-out data during a search.
+            rival: ``chunks`` of another candidate's answer on the same split. Judging ends as soon as it is clear that
+                this one falls short of it.
 
         Returns:
-            ``fitness``, ``loss``, ``metric``, ``cost`` and ``reduction``, plain numbers.
+            ``fitness``, ``loss``, ``metric``, ``cost`` and ``reduction``, plain numbers; ``chunks``, the fitness on
+            each chunk of the split. Where judging ended early, the first three are estimated from the examples seen
+            (the fitness, from the difference to the rival: it is below the rival's), and ``share`` says how many these
+            were.
         """
-        loss, values = self.measure(keep, split)
+        loss, values, chunks = self._measure(keep, split, rival)
         metric = float(values.mean())
         cost = self.cost(keep)
-        fitness = -loss if self.settings.fitness == "loss" else metric
-        return {
-            "fitness": fitness,
+        answer = {
+            "fitness": -loss if self.settings.fitness == "loss" else metric,
             "loss": loss,
             "metric": metric,
             "cost": cost,
             "reduction": 1.0 - cost / self.cost.full,
+            "chunks": chunks,
         }
+        if len(values) < len(split):
+            answer["fitness"] = estimate(chunks, rival, self._sizes(split))
+            answer["share"] = len(values) / len(split)
+        return answer
 
     def measure(self, keep: Keep, split: Split) -> tuple[float, NDArray[np.float64]]:
         """Mean loss and the metric's value of every example, after recalibration.
 
         A mask that keeps everything stands for the unpruned network, which is measured as it is.
         """
+        loss, values, _ = self._measure(keep, split)
+        return loss, values
+
+    def _measure(
+        self, keep: Keep, split: Split, rival: Sequence[float] = ()
+    ) -> tuple[float, NDArray[np.float64], list[float]]:
+        """Mean loss, the metric of every example, and the fitness of each chunk, as far as judging goes."""
+        losses: list[float] = []
+        values: list[NDArray[np.float64]] = []
+        sizes = self._sizes(split)
         with single_thread(), torch.no_grad():
             network = self.network.prune(keep, () if keep.all() else self.recalibration)
-            losses, values = [], []
             for inputs, targets in split.batches(self.settings.batch_size):
                 outputs = network(self._ready(inputs))
                 outputs = outputs.float() if outputs.dtype is self.settings.precision else outputs
-                losses.append(float(self.loss(outputs, targets)) * len(inputs))
-                values.append(self.metric(outputs, targets).double().numpy())
-        return math.fsum(losses) / len(split), np.concatenate(values)
+                for part, truth in zip(torch.split(outputs, _CHUNK), torch.split(targets, _CHUNK), strict=True):
+                    losses.append(float(self.loss(part, truth)))
+                    values.append(self.metric(part, truth).double().numpy())
+                chunks = [-x for x in losses] if self.settings.fitness == "loss" else [float(v.mean()) for v in values]
+                if rival and is_hopeless(chunks, rival, sizes):
+                    break
+        return weighted_mean(losses, sizes[: len(losses)]), np.concatenate(values), chunks
+
+    def _sizes(self, split: Split) -> list[int]:
+        """Examples in each chunk of a split: batches are cut into chunks."""
+        size = self.settings.batch_size
+        batches = (min(size, len(split) - start) for start in range(0, len(split), size))
+        return [min(_CHUNK, batch - start) for batch in batches for start in range(0, batch, _CHUNK)]
 
     def _ready(self, inputs: Tensor) -> Tensor:
         """Inputs in the precision of the layers; whole numbers (tokens) stay."""
@@ -148,10 +177,12 @@ class Workspace:
         folder = Path(self.folder)
         folder.mkdir(parents=True, exist_ok=True)
         calibration = splits.calibration.inputs[: max(settings.recalibration_images, 1)]
+        # Judging may end early, so that what comes first must be as good as drawn at random.
+        mixed = torch.randperm(len(splits.heldout), generator=torch.Generator().manual_seed(0))
         for name, tensor in {
             "calibration": calibration,
-            "heldout-inputs": splits.heldout.inputs,
-            "heldout-targets": splits.heldout.targets,
+            "heldout-inputs": splits.heldout.inputs[mixed],
+            "heldout-targets": splits.heldout.targets[mixed],
             "test-inputs": splits.test.inputs,
             "test-targets": splits.test.targets,
         }.items():
@@ -170,14 +201,20 @@ class Workspace:
 
 @dataclass(frozen=True)
 class HeldoutEvaluation:
-    """What workers run during a search: a phenotype in, a small dictionary out."""
+    """What workers run during a search: a phenotype in, a small dictionary out.
+
+    Attributes:
+        workspace: Where the network and the data are.
+        rival: ``chunks`` of the answer to fall short of which is to be of no interest; nothing, to judge to the end.
+    """
 
     workspace: Workspace
+    rival: tuple[float, ...] = ()
 
     def __call__(self, phenotype: bytes) -> dict[str, Any]:
         """Judges one candidate on held-out data."""
         judge = self.workspace.judge()
-        return judge.judge(unpack(phenotype, len(judge.graph)), self.workspace.split("heldout"))
+        return judge.judge(unpack(phenotype, len(judge.graph)), self.workspace.split("heldout"), self.rival)
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,32 @@ def test_fitness_is_the_loss_or_the_metric():
     assert by_metric["cost"] == sum(p.numel() for p in PrunedNetwork(model, graph).extract(keep).parameters())
 
 
+@pytest.mark.parametrize("fitness", ["loss", "metric"])
+def test_judging_ends_early_if_a_candidate_falls_short_of_its_rival(fitness):
+    model, graph = graph_of("resnet20")
+    heldout = split(400)
+    with torch.no_grad():
+        heldout = Split(heldout.inputs, model(heldout.inputs).argmax(1), "held-out")
+    judge = judge_of(model, graph, fitness=fitness)
+    rival = judge.judge(random_keep(graph, 1, share=0.95), heldout)
+    hopeless = judge.judge(random_keep(graph, 2, share=0.3), heldout, rival["chunks"])
+    assert hopeless["share"] < 0.6
+    assert len(hopeless["chunks"]) == round(25 * hopeless["share"])
+    assert hopeless["fitness"] < rival["fitness"]
+    to_the_end = judge.judge(random_keep(graph, 2, share=0.3), heldout)
+    assert to_the_end["fitness"] < rival["fitness"]
+    assert hopeless["chunks"] == to_the_end["chunks"][: len(hopeless["chunks"])]
+    assert to_the_end["fitness"] == pytest.approx(float(np.mean(to_the_end["chunks"])))
+    assert "share" not in to_the_end
+
+
+def test_a_candidate_that_does_not_fall_short_is_judged_as_if_there_were_no_rival():
+    model, graph = graph_of("resnet20")
+    judge, heldout, keep = judge_of(model, graph), split(100), random_keep(graph, 1)
+    alone = judge.judge(keep, heldout)
+    assert judge.judge(keep, heldout, [chunk - 1 for chunk in alone["chunks"]]) == alone
+
+
 def test_a_loss_that_is_not_a_number_comes_through():
     model, graph = graph_of("resnet20")
     judge = judge_of(model, graph, loss=lambda outputs, targets: outputs.sum() * float("nan"))

@@ -1,0 +1,51 @@
+"""When to stop judging a candidate: once it is clear, from part of the data, that it falls short of a rival."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from scipy.special import ndtr
+
+RISK = 0.01
+"""Probability, at each look, that a candidate is given up which all the data would have put above the rival."""
+LEAST = 6
+"""Pairs of values before the first look: fewer say little about how much the differences vary."""
+
+
+def is_hopeless(candidate: Sequence[float], rival: Sequence[float], sizes: Sequence[int], risk: float = RISK) -> bool:
+    """Whether a candidate, judged on part of the data, is below a rival that was judged on all.
+
+    Both were judged on the same examples, so their differences are looked at, which vary much less than the values.
+    The examples not seen yet are as good as drawn from the same population as those seen: with mean difference d and
+    variance s² of n examples seen out of N, the mean difference over all is about normal with mean d and variance
+    s² · (1/n − 1/N).
+
+    Args:
+        candidate: Mean values (higher is better) of chunks of the data, as far as they have been seen.
+        rival: The same for all chunks.
+        sizes: Examples in each chunk, for all chunks.
+        risk: Accepted probability of the candidate being better after all.
+    """
+    seen, total = sum(sizes[: len(candidate)]), sum(sizes)
+    if len(candidate) < LEAST or seen == total:
+        return False
+    differences = [ours - theirs for ours, theirs in zip(candidate, rival, strict=False)]
+    mean = math.fsum(d * n for d, n in zip(differences, sizes, strict=False)) / seen
+    if not mean < 0:
+        return False
+    spread = math.fsum(n * (d - mean) ** 2 for d, n in zip(differences, sizes, strict=False)) / (len(differences) - 1)
+    deviation = math.sqrt(spread * (1 / seen - 1 / total))
+    return deviation == 0 or float(ndtr(mean / deviation)) < risk
+
+
+def estimate(candidate: Sequence[float], rival: Sequence[float], sizes: Sequence[int]) -> float:
+    """What all the data would say of a candidate: the rival's value, and the mean difference on what has been seen."""
+    seen = sum(sizes[: len(candidate)])
+    differences = (n * (ours - theirs) for ours, theirs, n in zip(candidate, rival, sizes, strict=False))
+    return weighted_mean(rival, sizes) + math.fsum(differences) / seen
+
+
+def weighted_mean(values: Sequence[float], sizes: Sequence[int]) -> float:
+    """Mean over examples of the means of chunks."""
+    return math.fsum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
