@@ -1,7 +1,6 @@
 """Criteria that look at what the next layer gets to read of a channel."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from criteria.claims import DEFAULT_CLAIMS
@@ -107,8 +106,9 @@ def entropy(stats: GroupStats, *, bins: int = 20) -> Tensor:
     means = stats.image_means.double()
     low, high = means.amin(1, keepdim=True), means.amax(1, keepdim=True)
     place = ((means - low) / torch.where(high > low, high - low, 1) * bins).long().clamp(max=bins - 1)
-    shares = F.one_hot(place, bins).double().mean(1)
-    entropies: Tensor = torch.special.entr(shares).sum(1)
+    first = bins * torch.arange(len(means), device=means.device)[:, None]  # of each channel's bins, all in a row
+    counts = torch.bincount((first + place).flatten(), minlength=bins * len(means)).view(-1, bins)
+    entropies: Tensor = torch.special.entr(counts.double() / means.shape[1]).sum(1)
     return entropies
 
 

@@ -91,14 +91,18 @@ class Consumers:
             self._classes[group, layer].add(images[:, positions].mean(-1), self._labels or [])
 
     def _add_gradient_later(self, layer: str, read: Tensor, linear: bool) -> None:
-        """Have the first backward pass tell the gradient of what was read, once."""
-        version = read._version
+        """Have the first backward pass tell the gradient of what was read, once.
+
+        The hook refers to the values alone: did it refer to what it is on, a graph of derivatives that no backward
+        pass reaches would hold itself, where Python's garbage collector cannot see it.
+        """
+        values, version = read.detach(), read._version
 
         def add(gradient: Tensor) -> None:
             handle.remove()
-            if read._version != version:
+            if values._version != version:
                 raise CriterionError(f"what {layer!r} reads must not be changed in place to have a gradient")
-            product = widened(read.detach()) * gradient.detach()
+            product = widened(values) * gradient.detach()
             images = product.movedim(-1, 1) if linear else product
             images = images.flatten(2).mean(2) if images.ndim > 2 else images
             images = images * len(images)  # L is the mean of the L_n

@@ -145,13 +145,15 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         self._running.pop()
-        self._inside -= isinstance(module, KNOWN)
-        name = self.names[module]
-        if isinstance(module, KNOWN) or not list(module.children()):
+        name, known = self.names[module], isinstance(module, KNOWN)
+        if known or not list(module.children()):
             self.trace.order.append(name)
-        if not isinstance(module, KNOWN) or self._inside:
-            return
-        source: Tensor = (*args, *kwargs.values())[0]
+        if known and self._inside == 1:
+            self._known(name, module, (*args, *kwargs.values())[0], output)
+        self._inside -= known  # now only: what is done with the labels is not to be followed itself
+
+    def _known(self, name: str, module: nn.Module, source: Tensor, output: Tensor) -> None:
+        """Follows a known layer, which is not part of another one."""
         self._note_readers([source], name)
         labels = self._layer(name, module, source, output)
         if name in self.ignored:

@@ -22,7 +22,7 @@ def main(names: list[str]) -> None:
         document[name] = [row.as_dict() for row in rows]
         for row in rows:
             table.add_row(row.what, f"{row.ours:.4g}", f"{row.peer:.4g}", row.unit, f"{row.ratio:.3g}", row.against)
-    Console(stderr=True).print(table)
+    Console(stderr=True, width=None if sys.stderr.isatty() else 180).print(table)
     print(json.dumps(document, indent=2))
 
 

@@ -1,44 +1,92 @@
-"""What one sweep of statistics costs, against a plain forward and backward pass over the same images."""
+"""What statistics cost, against a plain forward and backward pass and against torch-pruning, over the same images."""
 
-import torch
+import subprocess
+import sys
+
 import torch.nn.functional as F
+import torch_pruning as tp
+from torch import nn
 
-from blend.tasks.networks import build_network
-from criteria import CRITERIA, ChannelGraph, collect, score_table
+from criteria import CRITERIA, ChannelGraph
 from tests.benchmarks.timing import Row, paired
+from tests.benchmarks.workload import BATCH, IMAGES, Workload, in_the_sweep
 
-IMAGES, BATCH = 256, 64
-SWEEPS = {
-    "first-order, activation, BN and weight criteria": (
-        "l1", "l2", "fpgm", "bn_scale", "taylor_l1", "taylor_l2", "taylor_fo", "fisher", "mean_activation", "apoz",
-    ),
-    "the default criteria (with hrank)": (
-        "l1", "l2", "fpgm", "bn_scale", "taylor_l1", "taylor_l2", "taylor_fo", "fisher", "mean_activation", "apoz",
-        "hrank",
-    ),
-    "obd": ("obd",),
-}  # fmt: skip
+MEMORY = 500e6  # bytes beyond those of a plain forward and backward pass
+THEIRS = ("l1", "fpgm", "bn_scale", "lamp", "taylor_l1")
+REMARKS = {
+    "loss_ablation": ", its default sample of 128 images, a pass for each channel",
+    "accuracy_ablation": ", its default sample of 128 images, a pass for each channel",
+    "learned_scale": ", its default 30 steps of a batch each",
+    "se_gate": ", its default 30 steps of a batch each",
+    "obd": ", its default 8 probes",
+    "taylor_so": ", its default 8 probes",
+}
+LONG = {"loss_ablation", "accuracy_ablation", "obd", "taylor_so"}
+"""So slow that they are timed once."""
 
 
 def rows() -> list[Row]:
-    """One row a set of criteria."""
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    model = build_network("resnet20", in_channels=3, classes=40, stem_stride=2).eval()
-    inputs, targets = torch.randn(IMAGES, 3, 32, 32), torch.randint(0, 40, (IMAGES,))
-    batches = list(zip(inputs.split(BATCH), targets.split(BATCH), strict=True))
-    graph = ChannelGraph.build(model, inputs[:2])
-
-    def plain() -> None:
-        for batch, labels in batches:
-            torch.autograd.grad(F.cross_entropy(model(batch), labels), list(model.parameters()))
-
-    def ours(names: tuple[str, ...]) -> None:
-        criteria = [CRITERIA.get(name) for name in names]
-        needs = set().union(*(criterion.needs for criterion in criteria))
-        score_table(collect(model, graph, batches, F.cross_entropy, needs), criteria)
-
+    """The sweep against both, its memory, then one row for each criterion that is not in it."""
+    work = Workload()
+    together = in_the_sweep()
+    plain = f"plain forward + backward, {IMAGES:,} images by {BATCH}"
+    beyond = [criterion.name for criterion in CRITERIA if criterion not in together]
     return [
-        paired(f"resnet20: {title}", lambda names=names: ours(names), plain, "plain forward + backward")
-        for title, names in SWEEPS.items()
-    ]
+        paired(
+            f"sweep of all {len(together)} weight, BN, activation, first-order criteria (limit 3)",
+            lambda: work.score(*together), work.plain, plain,
+        ),
+        paired(
+            f"the same {len(together)} criteria, with the graph",
+            lambda: (_graph(work), work.score(*together)), lambda: _by_torch_pruning(work),
+            "torch-pruning's L1, FPGM, BN scale, LAMP, Taylor, with the graph",
+        ),
+        paired(
+            f"{', '.join(THEIRS)}, with the graph",
+            lambda: (_graph(work), work.score(*THEIRS)), lambda: _by_torch_pruning(work),
+            "torch-pruning's L1, FPGM, BN scale, LAMP, Taylor, with the graph",
+        ),
+        _memory(len(together)),
+        *(
+            paired(
+                name + REMARKS.get(name, ""), lambda name=name: work.score(name), work.plain, plain,
+                rounds=1 if name in LONG else 5, warm_up=name not in LONG,
+            )
+            for name in beyond
+        ),
+    ]  # fmt: skip
+
+
+def _graph(work: Workload) -> ChannelGraph:
+    return ChannelGraph.build(work.model, work.images[:2])
+
+
+def _by_torch_pruning(work: Workload) -> None:
+    """One importance after another for every group, after adding up the gradients that the last of them needs."""
+    dependencies = tp.DependencyGraph().build_dependency(work.model, work.images[:2], verbose=False)
+    for batch, labels in work.batches:
+        F.cross_entropy(work.model(batch), labels).backward()
+    importances = (
+        tp.importance.MagnitudeImportance(p=1),
+        tp.importance.FPGMImportance(),
+        tp.importance.BNScaleImportance(),
+        tp.importance.LAMPImportance(),
+        tp.importance.TaylorImportance(),
+    )
+    layers = [nn.Conv2d, nn.Linear]
+    groups = list(dependencies.get_all_groups(ignored_layers=[work.model.classifier], root_module_types=layers))
+    for importance in importances:
+        for group in groups:
+            importance(group)
+    work.model.zero_grad(set_to_none=True)
+
+
+def _memory(count: int) -> Row:
+    """Peaks of two fresh processes that differ in what they do only."""
+    plain, sweep = (
+        float(subprocess.check_output([sys.executable, "-m", "tests.benchmarks.workload", what], text=True))
+        for what in ("plain", "sweep")
+    )
+    extra = sweep - plain
+    what = f"sweep of all {count} criteria: peak memory beyond a plain forward + backward"
+    return Row(what, extra / 1e6, MEMORY / 1e6, extra / MEMORY, "MB", "limit")

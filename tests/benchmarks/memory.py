@@ -28,7 +28,7 @@ def _task_rows(task: str, options: tuple[str, ...]) -> list[Row]:
         while process.poll() is None:
             with suppress(psutil.NoSuchProcess):
                 for one in (process, *process.children(recursive=True)):
-                    peaks[one.pid] = max(peaks.get(one.pid, 0.0), _high_water(one.pid))
+                    peaks[one.pid] = max(peaks.get(one.pid, 0.0), high_water(one.pid))
             time.sleep(0.02)
         if process.returncode:
             raise RuntimeError(f"the search of {task} ended with {process.returncode}")
@@ -40,7 +40,7 @@ def _task_rows(task: str, options: tuple[str, ...]) -> list[Row]:
     ]  # fmt: skip
 
 
-def _high_water(pid: int) -> float:
+def high_water(pid: int | str) -> float:
     """The most resident memory that a process has had so far, in bytes."""
     with suppress(FileNotFoundError, ProcessLookupError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():

@@ -32,10 +32,16 @@ class Row:
 
 
 def paired(
-    what: str, ours: Callable[[], object], peer: Callable[[], object], against: str, rounds: int = 7
+    what: str,
+    ours: Callable[[], object],
+    peer: Callable[[], object],
+    against: str,
+    rounds: int = 7,
+    warm_up: bool = True,
 ) -> Row:
-    """Times two functions in turn, after one warm-up each."""
-    ours(), peer()
+    """Times two functions in turn, after one warm-up each unless they take so long that it makes no difference."""
+    if warm_up:
+        ours(), peer()
     pairs = [(_seconds(ours), _seconds(peer)) for _ in range(rounds)]
     return Row(
         what,
