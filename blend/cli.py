@@ -15,7 +15,9 @@ from blend.cli_criteria import commands as criteria_commands
 from blend.cli_options import (
     CHEAP_CRITERIA,
     RUNS,
+    Base,
     Criteria,
+    Encoding,
     Ignore,
     Json,
     Options,
@@ -23,6 +25,7 @@ from blend.cli_options import (
     RunArgument,
     RunsDir,
     Seed,
+    Signed,
     TaskArgument,
     names,
     print_json,
@@ -69,9 +72,9 @@ def search(
     allocation: Annotated[
         str, typer.Option(help="global: one ranking over all groups. uniform: the same share of each group.")
     ] = "global",
-    encoding: Annotated[
-        str, typer.Option(help="cluster: factors per group and cluster. shared: one per criterion for all groups.")
-    ] = "cluster",
+    encoding: Encoding = "cluster",
+    signed: Signed = False,
+    base: Base = None,
     criteria: Criteria = CHEAP_CRITERIA,
     normalisation: Annotated[str, typer.Option(help="Of each criterion inside a group: rank, minmax or z.")] = "rank",
     clusters: Annotated[str, typer.Option(metavar="K", help="Clusters per group: a number, or silhouette.")] = "3",
@@ -112,7 +115,7 @@ def search(
 
     config = search_config(
         task=task, options=parse_options(option), reduction=reduction, cost=cost, allocation=allocation,
-        encoding=encoding, criteria=names(criteria), normalisation=normalisation,
+        encoding=encoding, signed=signed, base=base, criteria=names(criteria), normalisation=normalisation,
         clusters=clusters, clustering=clustering, fitness=fitness,
         population=population, evaluations=evaluations, generations=generations, random_search=random_search,
         recalibration_images=recalibration_images, batch_size=batch_size, floor=floor, ignore=tuple(ignore), seed=seed,

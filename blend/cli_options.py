@@ -25,6 +25,22 @@ Ignore = Annotated[
 ]
 Criteria = Annotated[str, typer.Option(metavar="A,B,C", help="Criteria to blend; blend criteria lists them all.")]
 Reduction = Annotated[str, typer.Option(metavar="SHARE", help="Share of the cost to remove, in (0, 1).")]
+Encoding = Annotated[
+    str,
+    typer.Option(
+        help="What is searched. cluster: per group, who speaks for each cluster, and its factor. direct: per group, a "
+        "factor for every criterion. shared: a factor for every criterion, the same in all groups. allocation: only "
+        "how much each group gives, ranked by one criterion. mask: a score for every channel (a control; use it with "
+        "--strategy swap). All but allocation also search how much each group gives, unless --allocation uniform."
+    ),
+]
+Signed = Annotated[
+    bool, typer.Option("--signed", help="With --encoding direct: factors may be negative; a criterion speaks against.")
+]
+Base = Annotated[
+    str | None,
+    typer.Option(metavar="CRITERION", help="With --encoding allocation: who ranks; by default that is searched, too."),
+]
 RUNS = Path("runs")
 CHEAP_CRITERIA = ",".join(DEFAULT_CRITERIA)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from blend.errors import InputError, nearest
 
@@ -29,7 +29,9 @@ class SearchConfig(BaseModel):
     reduction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
     cost: Literal["macs", "params"] = "macs"
     allocation: Literal["global", "uniform"] = "global"
-    encoding: Literal["cluster", "shared"] = "cluster"
+    encoding: Literal["cluster", "shared", "direct", "allocation", "mask"] = "cluster"
+    signed: bool = False
+    base: str | None = None
     criteria: Annotated[tuple[str, ...], Field(min_length=1)] = DEFAULT_CRITERIA
     normalisation: Literal["rank", "minmax", "z"] = "rank"
     clusters: int | Literal["silhouette"] = 3
@@ -68,6 +70,28 @@ class SearchConfig(BaseModel):
         if value != "silhouette" and number < 1:
             raise ValueError(f"must be a number of at least 1 or 'silhouette', got {value!r}")
         return number or value
+
+    @field_validator("encoding")
+    @classmethod
+    def _something_to_search(cls, value: str, given: ValidationInfo) -> str:
+        if value == "allocation" and given.data.get("allocation") == "uniform":
+            raise ValueError("'allocation' must be used with allocation 'global': equal shares leave nothing to search")
+        return value
+
+    @field_validator("signed", "base")
+    @classmethod
+    def _of_its_encoding(cls, value: Any, given: ValidationInfo) -> Any:
+        encoding = {"signed": "direct", "base": "allocation"}[given.field_name or ""]
+        if value and given.data.get("encoding", encoding) != encoding:
+            raise ValueError(f"must be used with encoding '{encoding}', got {value!r} with '{given.data['encoding']}'")
+        return value
+
+    @field_validator("criteria")
+    @classmethod
+    def _with_the_base(cls, names: tuple[str, ...], given: ValidationInfo) -> tuple[str, ...]:
+        if (base := given.data.get("base")) and base not in names:
+            raise ValueError(f"must hold the base '{base}', got {','.join(names)}")
+        return names
 
     @field_validator("criteria")
     @classmethod

@@ -37,7 +37,7 @@ def test_it_never_changes():
         ("reduction", "half", "a number"),
         ("cost", "flops", "'macs' or 'params'"),
         ("allocation", "locl", "'global' or 'uniform'"),
-        ("encoding", "both", "'cluster' or 'shared'"),
+        ("encoding", "both", "'cluster', 'shared', 'direct', 'allocation' or 'mask'"),
         ("normalisation", "log", "'rank', 'minmax' or 'z'"),
         ("clusters", 0, "at least 1 or 'silhouette'"),
         ("clusters", "many", "at least 1 or 'silhouette'"),
@@ -71,6 +71,20 @@ def test_errors_name_parameter_rule_and_value(name, value, rule):
 def test_a_criterion_that_is_named_twice_is_refused():
     with pytest.raises(InputError, match="criteria must be different from one another, got 'l1' twice"):
         search_config(task="digits", criteria=("l1", "l2", "l1"))
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"encoding": "shared", "signed": True}, "signed must be used with encoding 'direct', got True with 'shared'"),
+        ({"base": "l1"}, "base must be used with encoding 'allocation', got 'l1' with 'cluster'"),
+        ({"encoding": "allocation", "base": "cap"}, "criteria must hold the base 'cap', got l1,l2"),
+        ({"encoding": "allocation", "allocation": "uniform"}, "equal shares leave nothing to search"),
+    ],
+)
+def test_parameters_that_contradict_each_other(values, complaint):
+    with pytest.raises(InputError, match=re.escape(complaint)):
+        search_config(**{"task": "digits", "criteria": ("l1", "l2"), **values})
 
 
 def test_unknown_and_missing_parameters():

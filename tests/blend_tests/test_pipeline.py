@@ -16,6 +16,7 @@ from blend.errors import InputError
 from blend.pipeline import resume, start
 from blend.report import summary
 from blend.runs import EXPORT, FIGURE, SCORES, Run
+from criteria import ScoreTable
 
 TASK = f"{Path(__file__).parent / 'task_file.py'}:small"
 CRITERIA = ("l1", "fpgm", "bn_scale", "taylor_fo", "apoz")
@@ -174,6 +175,30 @@ def test_uniform_allocation_takes_the_same_share_of_every_group(tmp_path):
     criterion = BlendedCriterion.load(run.folder / EXPORT)
     assert {group.offset for group in criterion.groups} == {0.0}
     assert run.status == "finished"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"encoding": "direct", "signed": True}, {"encoding": "allocation"}, {"encoding": "allocation", "base": "l1"}],
+    ids=str,
+)
+def test_every_encoding_exports_a_formula_that_gives_its_frozen_scores(tmp_path, changes):
+    run = start(config(**changes, evaluations=16, random_search=False), tmp_path / "run")
+    criterion = BlendedCriterion.load(run.folder / EXPORT)
+    recomputed = criterion.recomputed_scores(ScoreTable.load(run.folder / SCORES))
+    for group in criterion.groups:
+        assert recomputed[group.name].tolist() == list(group.scores)
+        assert sum(abs(candidate.factor) for candidate in group.candidates) == pytest.approx(1.0)
+        if changes["encoding"] == "allocation":
+            assert len(group.candidates) == 1
+
+
+def test_masks_are_exported_as_frozen_scores_only(tmp_path):
+    run = start(config(encoding="mask", evaluations=16, random_search=False), tmp_path / "run")
+    criterion = BlendedCriterion.load(run.folder / EXPORT)
+    assert all(group.candidates == () and len(set(group.scores)) > 1 for group in criterion.groups)
+    with pytest.raises(InputError, match="scores must be frozen"):
+        criterion.recomputed_scores(ScoreTable.load(run.folder / SCORES))
 
 
 def launch(folder, workers, task=TASK):
