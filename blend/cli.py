@@ -26,6 +26,7 @@ from blend.cli_options import (
     RunsDir,
     Seed,
     Signed,
+    Strategy,
     TaskArgument,
     names,
     print_json,
@@ -82,6 +83,7 @@ def search(
     fitness: Annotated[
         str, typer.Option(help="loss, or metric (better at reductions of 0.7 and more), on held-out data.")
     ] = "loss",
+    strategy: Strategy = "ga",
     population: Annotated[str, typer.Option(metavar="N", help="Candidates per generation.")] = "16",
     evaluations: Annotated[str, typer.Option(metavar="N", help="Candidates in all.")] = "600",
     generations: Annotated[str | None, typer.Option(metavar="N", help="Stop after so many generations.")] = None,
@@ -116,7 +118,7 @@ def search(
     config = search_config(
         task=task, options=parse_options(option), reduction=reduction, cost=cost, allocation=allocation,
         encoding=encoding, signed=signed, base=base, criteria=names(criteria), normalisation=normalisation,
-        clusters=clusters, clustering=clustering, fitness=fitness,
+        clusters=clusters, clustering=clustering, fitness=fitness, strategy=strategy,
         population=population, evaluations=evaluations, generations=generations, random_search=random_search,
         recalibration_images=recalibration_images, batch_size=batch_size, floor=floor, ignore=tuple(ignore), seed=seed,
         workers=cpu_count(only_physical_cores=True) if workers is None else workers, executor=executor,

@@ -41,6 +41,15 @@ Base = Annotated[
     str | None,
     typer.Option(metavar="CRITERION", help="With --encoding allocation: who ranks; by default that is searched, too."),
 ]
+Strategy = Annotated[
+    str,
+    typer.Option(
+        help="How it is searched. ga: the best ever are parents, crossover of groups. aging: parents die of age, "
+        "mutation only; slower to be misled. cma: CMA-ES, for many factors or offsets (direct, shared, allocation). "
+        "greedy: the best criterion per group, one group at a time, then one gene at a time. swap: channels change "
+        "places inside a group (with --encoding mask). random: chance."
+    ),
+]
 RUNS = Path("runs")
 CHEAP_CRITERIA = ",".join(DEFAULT_CRITERIA)
 

@@ -37,6 +37,7 @@ class SearchConfig(BaseModel):
     clusters: int | Literal["silhouette"] = 3
     clustering: Literal["agglomerative", "kmeans"] = "agglomerative"
     fitness: Literal["loss", "metric"] = "loss"
+    strategy: Literal["ga", "aging", "cma", "greedy", "swap", "random"] = "ga"
     population: Annotated[int, Field(ge=4)] = 16
     evaluations: Annotated[int, Field(ge=1)] = 600
     generations: Annotated[int, Field(ge=1)] | None = None
@@ -84,6 +85,13 @@ class SearchConfig(BaseModel):
         encoding = {"signed": "direct", "base": "allocation"}[given.field_name or ""]
         if value and given.data.get("encoding", encoding) != encoding:
             raise ValueError(f"must be used with encoding '{encoding}', got {value!r} with '{given.data['encoding']}'")
+        return value
+
+    @field_validator("strategy")
+    @classmethod
+    def _has_what_to_exchange(cls, value: str, given: ValidationInfo) -> str:
+        if value == "swap" and given.data.get("encoding", "mask") != "mask":
+            raise ValueError(f"'swap' must be used with encoding 'mask', got '{given.data['encoding']}'")
         return value
 
     @field_validator("criteria")

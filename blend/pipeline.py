@@ -24,10 +24,10 @@ from blend.runs import EXPORT, FIGURE, SCORES, WORK, Run, check_free
 from blend.signals import Interruption
 from search.archive import Archive, Evaluation
 from search.errors import SearchError
-from search.evolution import Evolution
 from search.executor import Executor, Failure, LocalExecutor
 from search.loop import evaluate_all, search
 from search.random_search import RandomSearch
+from search.strategies import STRATEGIES
 from search.strategy import Strategy
 
 COLLAPSE = 0.25  # below this share of the way from chance to the unpruned metric, the loss misleads
@@ -169,7 +169,8 @@ class _Execution:
         if phase == "random":
             return RandomSearch(space, population=self.config.population, seed=self.config.seed)
         seeds = [baseline.genome for baseline in self.problem.baselines if baseline.genome is not None]
-        return Evolution(space, population=self.config.population, seed=self.config.seed, initial=seeds)
+        make = STRATEGIES[self.config.strategy]
+        return make(space, population=self.config.population, seed=self.config.seed, initial=seeds)
 
     def _fields(self, phase: str, strategy: Strategy) -> dict[str, Any]:
         best = self.archive.best(phase)

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 from search.archive import WORST_FITNESS, Archive, Evaluation
 from search.errors import SearchError, SearchValueError
 from search.executor import Executor, Failure
-from search.strategy import IsKnown, Strategy
+from search.novelty import IsKnown
+from search.strategy import Strategy
 
 Answer = dict[str, Any]
 OnEvaluation = Callable[[int, int, Answer, str], None]

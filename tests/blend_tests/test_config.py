@@ -43,6 +43,7 @@ def test_it_never_changes():
         ("clusters", "many", "at least 1 or 'silhouette'"),
         ("clustering", "dbscan", "'agglomerative' or 'kmeans'"),
         ("fitness", "accuracy", "'loss' or 'metric'"),
+        ("strategy", "gaa", "'ga', 'aging', 'cma', 'greedy', 'swap' or 'random'"),
         ("population", 3, "at least 4"),
         ("population", "some", "a whole number"),
         ("evaluations", 0, "at least 1"),
@@ -77,6 +78,7 @@ def test_a_criterion_that_is_named_twice_is_refused():
     ("values", "complaint"),
     [
         ({"encoding": "shared", "signed": True}, "signed must be used with encoding 'direct', got True with 'shared'"),
+        ({"strategy": "swap"}, "strategy 'swap' must be used with encoding 'mask', got 'cluster'"),
         ({"base": "l1"}, "base must be used with encoding 'allocation', got 'l1' with 'cluster'"),
         ({"encoding": "allocation", "base": "cap"}, "criteria must hold the base 'cap', got l1,l2"),
         ({"encoding": "allocation", "allocation": "uniform"}, "equal shares leave nothing to search"),

@@ -12,10 +12,11 @@ import pytest
 
 from blend.blended import BlendedCriterion
 from blend.config import search_config
-from blend.errors import InputError
+from blend.errors import InputError, Interrupted
 from blend.pipeline import resume, start
 from blend.report import summary
 from blend.runs import EXPORT, FIGURE, SCORES, Run
+from blend.signals import Interruption
 from criteria import ScoreTable
 
 TASK = f"{Path(__file__).parent / 'task_file.py'}:small"
@@ -199,6 +200,31 @@ def test_masks_are_exported_as_frozen_scores_only(tmp_path):
     assert all(group.candidates == () and len(set(group.scores)) > 1 for group in criterion.groups)
     with pytest.raises(InputError, match="scores must be frozen"):
         criterion.recomputed_scores(ScoreTable.load(run.folder / SCORES))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"strategy": "cma", "encoding": "allocation"},
+        {"strategy": "cma", "encoding": "direct", "signed": True},
+        {"strategy": "aging"},
+        {"strategy": "greedy"},
+        {"strategy": "swap", "encoding": "mask"},
+        {"strategy": "random", "encoding": "shared"},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())),
+)
+def test_every_strategy_stopped_after_a_generation_and_resumed_is_as_never_stopped(tmp_path, changes, monkeypatch):
+    asked = config(**changes, evaluations=40, random_search=False)
+    whole = start(asked, tmp_path / "whole")
+    about = summary(whole)
+    assert about["best"]["fitness"] >= max(b["fitness"] for b in about["baselines"] if b["kind"] == "single")
+    monkeypatch.setattr(Interruption, "requested", lambda self: self.run.counts()["generations_done"] == 1)
+    with pytest.raises(Interrupted):
+        start(asked, tmp_path / "cut")
+    monkeypatch.undo()
+    assert Run(tmp_path / "cut").counts()["generations_done"] == 1
+    assert_same(resume(Run(tmp_path / "cut")), whole)
 
 
 def launch(folder, workers, task=TASK):
