@@ -18,16 +18,20 @@ from blend.cli_options import (
     Base,
     Criteria,
     Encoding,
+    Evaluations,
     Ignore,
     Json,
     Options,
+    Patience,
     Reduction,
     RunArgument,
     RunsDir,
     Seed,
     Signed,
     Strategy,
+    Target,
     TaskArgument,
+    Time,
     names,
     print_json,
 )
@@ -85,8 +89,11 @@ def search(
     ] = "loss",
     strategy: Strategy = "ga",
     population: Annotated[str, typer.Option(metavar="N", help="Candidates per generation.")] = "16",
-    evaluations: Annotated[str, typer.Option(metavar="N", help="Candidates in all.")] = "600",
+    evaluations: Evaluations = None,
     generations: Annotated[str | None, typer.Option(metavar="N", help="Stop after so many generations.")] = None,
+    time: Time = None,
+    target: Target = None,
+    patience: Patience = None,
     random_search: Annotated[
         bool, typer.Option(help="Also spend the same budget on random search, as a control.")
     ] = True,
@@ -119,7 +126,8 @@ def search(
         task=task, options=parse_options(option), reduction=reduction, cost=cost, allocation=allocation,
         encoding=encoding, signed=signed, base=base, criteria=names(criteria), normalisation=normalisation,
         clusters=clusters, clustering=clustering, fitness=fitness, strategy=strategy,
-        population=population, evaluations=evaluations, generations=generations, random_search=random_search,
+        population=population, **({} if evaluations is None else {"evaluations": evaluations}),
+        generations=generations, time=time, target=target, patience=patience, random_search=random_search,
         recalibration_images=recalibration_images, batch_size=batch_size, floor=floor, ignore=tuple(ignore), seed=seed,
         workers=cpu_count(only_physical_cores=True) if workers is None else workers, executor=executor,
     )  # fmt: skip
@@ -170,17 +178,27 @@ def list_runs(runs_dir: RunsDir = RUNS, as_json: Json = False) -> None:
         print(f"no runs in '{runs_dir}'", file=sys.stderr)
 
 
-@app.command(epilog="Example:  blend show first --json")
-def show(run: RunArgument, runs_dir: RunsDir = RUNS, as_json: Json = False) -> None:
+@app.command(epilog="Example:  blend show first --course")
+def show(
+    run: RunArgument,
+    with_course: Annotated[
+        bool, typer.Option("--course", help="Also each generation: best, diversity, what its proposals were worth.")
+    ] = False,
+    runs_dir: RunsDir = RUNS,
+    as_json: Json = False,
+) -> None:
     """Show how far a run is, and what came out: every baseline against the blend."""
-    from blend.report import print_result, summary
+    from blend.course import course
+    from blend.report import print_course, print_result, summary
     from blend.runs import open_run
 
     found = open_run(runs_dir, run)
     if as_json:
-        print_json(summary(found))
-    else:
-        print_result(found)
+        print_json({**summary(found), **({"course": course(found)} if with_course else {})})
+        return
+    print_result(found)
+    if with_course:
+        print_course(found)
 
 
 @app.command(epilog="Example:  blend stop first && blend resume first")

@@ -50,6 +50,29 @@ Strategy = Annotated[
         "places inside a group (with --encoding mask). random: chance."
     ),
 ]
+Evaluations = Annotated[
+    str | None,
+    typer.Option(metavar="N", help="Candidates in all: 600 by default, 100000 where --time is given."),
+]
+Time = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DURATION",
+        help="Stop searching after 90s, 45m, 2h, 1h30m: at the end of the generation that is running then. The random "
+        "control, which gets as many candidates, and the test come on top.",
+    ),
+]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        metavar="VALUE",
+        help="Stop when the best candidate reaches a held-out metric (0.9, the same as metric=0.9) or a fitness "
+        "(fitness=-0.3).",
+    ),
+]
+Patience = Annotated[
+    str | None, typer.Option(metavar="N", help="Stop after so many generations without a better candidate.")
+]
 RUNS = Path("runs")
 CHEAP_CRITERIA = ",".join(DEFAULT_CRITERIA)
 

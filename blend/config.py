@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from blend.errors import InputError, nearest
+from blend.limits import Target, seconds_of
 
 MAX_SEED = 2**32 - 1
 QUOTED = r"'(.*?)'"
@@ -17,6 +18,9 @@ DEFAULT_CRITERIA = (
     "l1", "l2", "fpgm", "bn_scale", "taylor_l1", "taylor_l2", "taylor_fo", "fisher", "mean_activation", "apoz", "hrank",
 )  # fmt: skip
 """What is blended unless criteria are chosen: all that cost about one forward and backward pass; ``obd`` costs more."""
+
+TIMED_EVALUATIONS = 100_000
+"""At most so many candidates where a time is given and their number is not."""
 
 
 class SearchConfig(BaseModel):
@@ -41,6 +45,9 @@ class SearchConfig(BaseModel):
     population: Annotated[int, Field(ge=4)] = 16
     evaluations: Annotated[int, Field(ge=1)] = 600
     generations: Annotated[int, Field(ge=1)] | None = None
+    time: float | None = None
+    target: str | None = None
+    patience: Annotated[int, Field(ge=1)] | None = None
     random_search: bool = True
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
     workers: Annotated[int, Field(ge=1)] = 1
@@ -60,6 +67,22 @@ class SearchConfig(BaseModel):
     def _findable_from_anywhere(cls, value: str) -> str:
         place, colon, function = value.rpartition(":")
         return f"{Path(place).expanduser().resolve()}:{function}" if colon and place.endswith(".py") else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_long_as_there_is_time(cls, values: Any) -> Any:
+        timed = isinstance(values, dict) and values.get("time") is not None
+        return {"evaluations": TIMED_EVALUATIONS, **values} if timed else values
+
+    @field_validator("time", mode="before")
+    @classmethod
+    def _in_seconds(cls, value: Any) -> Any:
+        return None if value is None else seconds_of(value)
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return None if value is None else str(Target.parse(value))
 
     @field_validator("clusters", mode="before")
     @classmethod

@@ -21,6 +21,18 @@ def test_text_from_a_command_line_is_understood():
     assert search_config(task="digits", seed=MAX_SEED).seed == MAX_SEED
 
 
+def test_limits_are_kept_in_one_form():
+    config = search_config(task="digits", time="1h30m", target="0.9", patience="5")
+    assert (config.time, config.target, config.patience) == (5400.0, "metric=0.9", 5)
+    assert SearchConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_where_there_is_a_time_evaluations_are_hardly_a_limit():
+    assert search_config(task="digits").evaluations == 600
+    assert search_config(task="digits", time="2h").evaluations == 100_000
+    assert search_config(task="digits", time="2h", evaluations=50).evaluations == 50
+
+
 def test_it_never_changes():
     config = search_config(task="digits")
     with pytest.raises(ValidationError, match="frozen"):
@@ -48,6 +60,9 @@ def test_it_never_changes():
         ("population", "some", "a whole number"),
         ("evaluations", 0, "at least 1"),
         ("generations", 0, "at least 1"),
+        ("time", "soon", "must be a duration like 90s, 45m, 2h or 1h30m"),
+        ("target", "much", "must be a number, metric=NUMBER or fitness=NUMBER"),
+        ("patience", 0, "at least 1"),
         ("seed", -1, "at least 0"),
         ("seed", MAX_SEED + 1, str(MAX_SEED)),
         ("workers", 0, "at least 1"),

@@ -12,9 +12,10 @@ import pytest
 
 from blend.blended import BlendedCriterion
 from blend.config import search_config
+from blend.course import course
 from blend.errors import InputError, Interrupted
 from blend.pipeline import resume, start
-from blend.report import summary
+from blend.report import print_course, print_result, summary
 from blend.runs import EXPORT, FIGURE, SCORES, Run
 from blend.signals import Interruption
 from criteria import ScoreTable
@@ -225,6 +226,46 @@ def test_every_strategy_stopped_after_a_generation_and_resumed_is_as_never_stopp
     monkeypatch.undo()
     assert Run(tmp_path / "cut").counts()["generations_done"] == 1
     assert_same(resume(Run(tmp_path / "cut")), whole)
+
+
+@pytest.mark.parametrize(
+    ("limits", "ended", "words"),
+    [
+        ({"time": "0.001"}, "time", "its time of 0s is over"),
+        ({"target": "0.3"}, "target", "the target metric=0.3 is reached"),
+        ({"patience": 1}, "patience", "no improvement in 1 generations"),
+        ({"generations": 2}, "generations", "all 2 generations are done"),
+    ],
+)
+def test_the_reason_for_ending_is_recorded_and_shown(tmp_path, capsys, limits, ended, words):
+    run = start(config(**limits, evaluations=400), tmp_path / "run")
+    assert f"the search has ended: {words}" in capsys.readouterr().err
+    about = summary(run)
+    assert about["ended"] == ended
+    searched = about["evaluations"]
+    assert searched < 400
+    assert len([e for e in run.evaluations() if e.phase == "random"]) == searched  # the control gets as many
+    print_result(run)
+    print_course(run)
+    err = capsys.readouterr().err
+    assert f"The search ended: {words}." in err
+    assert "different masks" in err
+    records = course(run)
+    assert [record["generation"] for record in records] == list(range(about["generation"]))
+    assert records[-1]["best"] == about["best"]["fitness"]
+    assert 0 < records[-1]["masks"] <= records[-1]["genomes"] <= 1
+
+
+def test_a_search_that_ran_out_of_time_is_not_searched_on_by_resuming(tmp_path, monkeypatch):
+    asked = config(time="0.001", evaluations=400)
+    monkeypatch.setattr(Interruption, "requested", lambda self: self.run.get("search-ended") is not None)
+    with pytest.raises(Interrupted):
+        start(asked, tmp_path / "cut")
+    monkeypatch.undo()
+    before = [e for e in history(Run(tmp_path / "cut")) if e[1] == "search"]
+    run = resume(Run(tmp_path / "cut"))
+    assert [e for e in history(run) if e[1] == "search"] == before
+    assert summary(run)["ended"] == "time"
 
 
 def launch(folder, workers, task=TASK):
