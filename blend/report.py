@@ -18,7 +18,8 @@ def summary(run: Run) -> dict[str, Any]:
     """Everything about a run that a program may want to know; the keys are a promise."""
     config, counts, result = run.config, run.counts(), run.get("result")
     best = run.best("search")
-    generations = config.generations or math.ceil(config.evaluations / config.population)
+    ended = run.get("search-ended")
+    generations = 0 if ended else config.generations or math.ceil(config.evaluations / config.population)
     return {
         "id": run.name,
         "status": run.status,
@@ -39,7 +40,7 @@ def summary(run: Run) -> dict[str, Any]:
         "seconds": run.get("seconds", 0.0),
         "encoding": config.encoding,
         "strategy": config.strategy,
-        "ended": run.get("search-ended"),
+        "ended": ended,
         "best": {
             "fitness": best.fitness if best else None,
             "heldout_metric": best.details["metric"] if best else None,

@@ -1,5 +1,6 @@
 """Regularised evolution: everybody dies of age."""
 
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,8 +71,8 @@ class AgingEvolution(AskTell):
         return [novel(self._child, is_known) for _ in range(count)]
 
     def _child(self, attempt: int) -> list[float]:
-        sampled = max(2, round(self.tournament * len(self._queue)))
-        (parent,) = tools.selTournament(self._queue, 1, sampled)
+        sampled = random.sample(self._queue, max(1, round(self.tournament * len(self._queue))))
+        (parent,) = tools.selBest(sampled, 1)
         return self._mutated(parent, attempt, self.mutation)
 
     def _learn(self, told: list[Individual]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from search.errors import SearchValueError
 from search.evolution import Evolution
 from search.individual import Individual
-from search.novelty import GROWTH
+from search.novelty import GROWTH, Propose
 from search.space import Space
 from search.variation import exchange, exchangeable
 
@@ -42,6 +42,9 @@ class SwapSearch(Evolution):
         super().__init__(space, population=population, seed=seed, initial=initial, crossover=crossover, elite=elite)
         if not exchangeable(space):
             raise SearchValueError("space must have a block with two genes of the same kind, and there is none")
+
+    def _filler(self, index: int) -> Propose:
+        return self._offspring if self.initial else self._sampled
 
     def _mutated(self, genome: Sequence[float], attempt: int, rate: float = 0.1) -> list[float]:
         return list(*exchange(Individual(genome), self.space, round(self.boost * GROWTH**attempt)))

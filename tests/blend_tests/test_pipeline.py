@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from blend.report import print_course, print_result, summary
 from blend.runs import EXPORT, FIGURE, SCORES, Run
 from blend.signals import Interruption
 from criteria import ScoreTable
+from tests.search_tests.toy import Inline
 
 TASK = f"{Path(__file__).parent / 'task_file.py'}:small"
 CRITERIA = ("l1", "fpgm", "bn_scale", "taylor_fo", "apoz")
@@ -179,55 +181,54 @@ def test_uniform_allocation_takes_the_same_share_of_every_group(tmp_path):
     assert run.status == "finished"
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{"encoding": "direct", "signed": True}, {"encoding": "allocation"}, {"encoding": "allocation", "base": "l1"}],
-    ids=str,
-)
-def test_every_encoding_exports_a_formula_that_gives_its_frozen_scores(tmp_path, changes):
-    run = start(config(**changes, evaluations=16, random_search=False), tmp_path / "run")
-    criterion = BlendedCriterion.load(run.folder / EXPORT)
-    recomputed = criterion.recomputed_scores(ScoreTable.load(run.folder / SCORES))
-    for group in criterion.groups:
-        assert recomputed[group.name].tolist() == list(group.scores)
-        assert sum(abs(candidate.factor) for candidate in group.candidates) == pytest.approx(1.0)
-        if changes["encoding"] == "allocation":
-            assert len(group.candidates) == 1
+@pytest.fixture
+def in_process(monkeypatch):
+    """Evaluates without worker processes, which take seconds to start."""
+    monkeypatch.setattr("blend.pipeline.LocalExecutor", lambda workers: nullcontext(Inline()))
 
 
-def test_masks_are_exported_as_frozen_scores_only(tmp_path):
-    run = start(config(encoding="mask", evaluations=16, random_search=False), tmp_path / "run")
-    criterion = BlendedCriterion.load(run.folder / EXPORT)
-    assert all(group.candidates == () and len(set(group.scores)) > 1 for group in criterion.groups)
-    with pytest.raises(InputError, match="scores must be frozen"):
-        criterion.recomputed_scores(ScoreTable.load(run.folder / SCORES))
+VARIETIES = [
+    {"strategy": "cma", "encoding": "direct", "signed": True},
+    {"strategy": "cma", "encoding": "allocation"},
+    {"strategy": "aging", "encoding": "cluster"},
+    {"strategy": "greedy", "encoding": "allocation", "base": "l1"},
+    {"strategy": "swap", "encoding": "mask"},
+    {"strategy": "random", "encoding": "shared"},
+]
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"strategy": "cma", "encoding": "allocation"},
-        {"strategy": "cma", "encoding": "direct", "signed": True},
-        {"strategy": "aging"},
-        {"strategy": "greedy"},
-        {"strategy": "swap", "encoding": "mask"},
-        {"strategy": "random", "encoding": "shared"},
-    ],
-    ids=lambda changes: "-".join(map(str, changes.values())),
-)
-def test_every_strategy_stopped_after_a_generation_and_resumed_is_as_never_stopped(tmp_path, changes, monkeypatch):
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("changes", VARIETIES, ids=lambda changes: "-".join(map(str, changes.values())))
+def test_every_strategy_and_encoding(tmp_path, changes, monkeypatch):
     asked = config(**changes, evaluations=40, random_search=False)
     whole = start(asked, tmp_path / "whole")
     about = summary(whole)
-    assert about["best"]["fitness"] >= max(b["fitness"] for b in about["baselines"] if b["kind"] == "single")
+    base = changes.get("base")
+    singles = [b["fitness"] for b in about["baselines"] if b["kind"] == "single" and base in (None, b["name"])]
+    assert about["best"]["fitness"] >= max(singles)
+
+    criterion = BlendedCriterion.load(whole.folder / EXPORT)
+    table = ScoreTable.load(whole.folder / SCORES)
+    if changes["encoding"] == "mask":
+        assert all(group.candidates == () and len(set(group.scores)) > 1 for group in criterion.groups)
+        with pytest.raises(InputError, match="scores must be frozen"):
+            criterion.recomputed_scores(table)
+    else:
+        recomputed = criterion.recomputed_scores(table)
+        for group in criterion.groups:
+            assert recomputed[group.name].tolist() == list(group.scores)
+            assert sum(abs(candidate.factor) for candidate in group.candidates) == pytest.approx(1.0)
+            assert base in (None, group.candidates[0].criterion)
+
     monkeypatch.setattr(Interruption, "requested", lambda self: self.run.counts()["generations_done"] == 1)
     with pytest.raises(Interrupted):
         start(asked, tmp_path / "cut")
-    monkeypatch.undo()
+    monkeypatch.setattr(Interruption, "requested", lambda self: False)
     assert Run(tmp_path / "cut").counts()["generations_done"] == 1
     assert_same(resume(Run(tmp_path / "cut")), whole)
 
 
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize(
     ("limits", "ended", "words"),
     [
@@ -256,12 +257,13 @@ def test_the_reason_for_ending_is_recorded_and_shown(tmp_path, capsys, limits, e
     assert 0 < records[-1]["masks"] <= records[-1]["genomes"] <= 1
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_search_that_ran_out_of_time_is_not_searched_on_by_resuming(tmp_path, monkeypatch):
     asked = config(time="0.001", evaluations=400)
     monkeypatch.setattr(Interruption, "requested", lambda self: self.run.get("search-ended") is not None)
     with pytest.raises(Interrupted):
         start(asked, tmp_path / "cut")
-    monkeypatch.undo()
+    monkeypatch.setattr(Interruption, "requested", lambda self: False)
     before = [e for e in history(Run(tmp_path / "cut")) if e[1] == "search"]
     run = resume(Run(tmp_path / "cut"))
     assert [e for e in history(run) if e[1] == "search"] == before
