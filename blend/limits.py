@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from search.archive import Evaluation
+from search.loop import EXHAUSTED
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PART = r"(\d+(?:\.\d+)?)([smhd])"
@@ -78,12 +79,18 @@ class Target:
         return float(best.fitness if self.quantity == "fitness" else best.details["metric"]) >= self.value
 
 
+def generations(count: int | None) -> str:
+    """So many generations, in words."""
+    return f"{count} generation{'' if count == 1 else 's'}"
+
+
 def ending(reason: str, config: Any) -> str:
     """Why a search ended, in words."""
     return {
         "evaluations": f"all {config.evaluations} evaluations are spent",
-        "generations": f"all {config.generations} generations are done",
+        "generations": f"{generations(config.generations)} done",
         "time": f"its time of {duration(config.time or 0.0)} is over",
         "target": f"the target {config.target} is reached",
-        "patience": f"no improvement in {config.patience} generations",
+        "patience": f"no improvement in {generations(config.patience)}",
+        "exhausted": f"nothing new in {generations(EXHAUSTED)}: it knows all that it can propose",
     }[reason]

@@ -19,6 +19,9 @@ Answer = dict[str, Any]
 OnEvaluation = Callable[[int, int, Answer, str], None]
 OnGeneration = Callable[[list[Evaluation], dict[str, Any]], None]
 
+EXHAUSTED = 20
+"""After so many generations in a row in which nothing was new, there is nothing left to find."""
+
 
 class Objective(Protocol):
     """What is searched for: genome → phenotype in the driver, phenotype → answer in the workers."""
@@ -70,8 +73,9 @@ def search(
         should_stop: Asked before each generation for a reason to end that is none of these, such as the time.
 
     Returns:
-        Why it ended: ``"target"``, ``"evaluations"``, ``"generations"``, ``"patience"`` or the answer of `should_stop`.
-        All but the last depend on the history alone, so that a resumed search ends where it would have ended.
+        Why it ended: ``"target"``, ``"evaluations"``, ``"generations"``, ``"patience"``, ``"exhausted"`` (nothing was
+        new for `EXHAUSTED` generations) or the answer of `should_stop`. All but the last depend on the history alone,
+        so that a resumed search ends where it would have ended.
 
     Raises:
         SearchError: Every evaluation of a generation failed, of which nothing is kept then; or the strategy's state
@@ -89,6 +93,8 @@ def search(
             return "generations"
         if best is not None and patience is not None and strategy.generation - 1 - best.generation >= patience:
             return "patience"
+        if strategy.generation - _last_new(archive, phase) >= EXHAUSTED:
+            return "exhausted"
         if should_stop is not None and (reason := should_stop()) is not None:
             return reason
         genomes = strategy.ask(_is_known(objective, archive), limit=left)
@@ -156,6 +162,11 @@ def _check(strategy: Strategy, archive: Archive, phase: str, **limits: int | Non
             f"strategy must be at generation {expected}, where the archive's history of phase {phase!r} ends, "
             f"got {strategy.generation}: load the state that was saved with the history"
         )
+
+
+def _last_new(archive: Archive, phase: str) -> int:
+    """Return the last generation, counted from 1, that brought something new; 0 if none has."""
+    return next((e.generation + 1 for e in reversed(archive.history(phase)) if not e.cached), 0)
 
 
 def _is_known(objective: Objective, archive: Archive) -> IsKnown:

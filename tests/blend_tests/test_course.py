@@ -38,4 +38,4 @@ def test_the_course_in_words():
     last = {"generation": 1, "genomes": 0.5, "masks": 0.25, "entropy": 0.1, "spread": 0.02, "proposed": 20, "known": 15}
     words = course_in_words([{**first, "boost": 1.0}, {**last, "boost": 1.5}])
     assert "different masks 25% (100%)" in words
-    assert "15 of 24 proposals were known already, and varied more after 1 generations, first 2." in words
+    assert "15 of 24 proposals were known already, and varied more after 1 generation, first 2." in words

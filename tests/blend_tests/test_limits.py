@@ -49,6 +49,7 @@ def test_every_reason_has_words():
     class Config:
         evaluations, generations, time, target, patience = 600, 9, 5400.0, "metric=0.9", 5
 
-    words = {reason: ending(reason, Config) for reason in ("evaluations", "generations", "time", "target", "patience")}
+    reasons = ("evaluations", "generations", "time", "target", "patience", "exhausted")
+    words = {reason: ending(reason, Config) for reason in reasons}
     assert words["time"] == "its time of 1h30m is over"
-    assert len(set(words.values())) == 5
+    assert len(set(words.values())) == 6

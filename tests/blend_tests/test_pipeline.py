@@ -234,8 +234,8 @@ def test_every_strategy_and_encoding(tmp_path, changes, monkeypatch):
     [
         ({"time": "0.001"}, "time", "its time of 0s is over"),
         ({"target": "0.3"}, "target", "the target metric=0.3 is reached"),
-        ({"patience": 1}, "patience", "no improvement in 1 generations"),
-        ({"generations": 2}, "generations", "all 2 generations are done"),
+        ({"patience": 1}, "patience", "no improvement in 1 generation"),
+        ({"generations": 2}, "generations", "2 generations done"),
     ],
 )
 def test_the_reason_for_ending_is_recorded_and_shown(tmp_path, capsys, limits, ended, words):

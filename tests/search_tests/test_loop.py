@@ -1,10 +1,12 @@
 import json
 import math
+import struct
 from dataclasses import astuple, replace
 
 import pytest
 
 from search import STRATEGIES, WORST_FITNESS, Archive, Evolution, LocalExecutor, RandomSearch, SearchError, search
+from search.loop import EXHAUSTED
 
 from .toy import INITIAL, SPACE, DyingSphere, Inline, Sphere, fitness, sphere, unpack
 
@@ -202,6 +204,19 @@ def test_patience_ends_it_after_so_many_generations_without_a_better_one():
         strategy, archive, ended = run(4000, objective=Sphere(step_like), patience=patience)
         assert ended == "patience"
         assert strategy.generation - 1 - archive.best().generation == patience
+
+
+@pytest.mark.parametrize("kind", [name for name in STRATEGIES if name != "swap"])
+def test_a_space_that_is_exhausted_ends_it(kind):
+    class Coarse(Sphere):
+        def phenotype(self, genome):
+            return struct.pack(f"{len(SPACE)}d", *([float(genome[1] > 0)] * len(SPACE)))
+
+    strategy, archive, ended = run(10_000, new_strategy(kind), objective=Coarse())
+    assert ended == "exhausted"
+    assert archive.unique == 2
+    found = max(e.generation for e in archive if not e.cached)
+    assert strategy.generation - 1 - found == EXHAUSTED
 
 
 @pytest.mark.parametrize("limits", [{"patience": 2}, {"target": lambda best: best.fitness > -0.6}])
