@@ -28,7 +28,6 @@ from search.archive import Archive, Evaluation
 from search.errors import SearchError
 from search.executor import Executor, Failure, LocalExecutor
 from search.loop import evaluate_all, search
-from search.random_search import RandomSearch
 from search.strategies import STRATEGIES
 from search.strategy import Strategy
 
@@ -134,9 +133,6 @@ class _Execution:
         if self.run.get(f"{phase}-ended") is not None:
             return
         strategy = self._strategy(phase)
-        state = self.run.get(f"{phase}-state")
-        if state is not None:
-            strategy.load_state_dict(state)
         done = shown = len(self.archive.history(phase))
         boost = strategy.proposals()["boost"]
         is_search = phase == "search"
@@ -193,12 +189,19 @@ class _Execution:
         return {"seconds": round(time.monotonic() - self.started, 3)}
 
     def _strategy(self, phase: str) -> Strategy:
-        space = self.problem.encoding.space
-        if phase == "random":
-            return RandomSearch(space, population=self.config.population, seed=self.config.seed)
-        seeds = [baseline.genome for baseline in self.problem.baselines if baseline.genome is not None]
-        make = STRATEGIES[self.config.strategy]
-        return make(space, population=self.config.population, seed=self.config.seed, initial=seeds)
+        """Where the last commit has left it."""
+        make = STRATEGIES["random" if phase == "random" else self.config.strategy]
+        seeds = [] if phase == "random" else [b.genome for b in self.problem.baselines if b.genome is not None]
+        state = self.run.get(f"{phase}-state")
+        try:
+            strategy = make(
+                self.problem.encoding.space, population=self.config.population, seed=self.config.seed, initial=seeds
+            )
+            if state is not None:
+                strategy.load_state_dict(state)
+        except SearchError as error:
+            raise InputError(f"strategy '{self.config.strategy}' cannot go on with this run: {error}") from error
+        return strategy
 
     def _fields(self, phase: str, strategy: Strategy) -> dict[str, Any]:
         best = self.archive.best(phase)
