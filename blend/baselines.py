@@ -95,8 +95,8 @@ class Contest:
         formula = {group: GroupFormula(normalised(factors[group]), offsets[group]) for group in scores}
         keep = self._keep(self.blender.scores(formula))
         exact = self.encoding.offsets or (allocation == "uniform" and not note)
-        genome = tuple(self.encoding.encode(factors, offsets)) if exact else None
-        return Baseline(name, kind, allocation, (keep,), genome, note)
+        genome = self.encoding.encode(factors, offsets) if exact else None
+        return Baseline(name, kind, allocation, (keep,), tuple(genome) if genome else None, note)
 
     @cached_property
     def _level(self) -> float:

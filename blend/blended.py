@@ -30,7 +30,7 @@ class Spokesman(_Strict):
     """A criterion that speaks in a group, and its calibration factor."""
 
     criterion: str
-    factor: Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+    factor: Annotated[float, Field(ge=-1.0, le=1.0, allow_inf_nan=False)]
 
 
 class BlendedGroup(_Strict):
@@ -41,7 +41,8 @@ class BlendedGroup(_Strict):
         size: Number of channels.
         layers: All layers whose output channels these are; they can only be pruned together.
         clusters: Criteria that rank this group alike.
-        candidates: Who speaks, with which factor; the factors sum to 1.
+        candidates: Who speaks, with which factor; their absolute values sum to 1. Empty where the scores were searched
+            channel by channel, so that no criterion speaks.
         offset: What the group is lifted by in the global ranking.
         scores: Frozen final scores, one per channel, comparable across groups; higher means keep.
     """
@@ -50,7 +51,7 @@ class BlendedGroup(_Strict):
     size: Annotated[int, Field(ge=1)]
     layers: tuple[str, ...]
     clusters: tuple[tuple[str, ...], ...]
-    candidates: Annotated[tuple[Spokesman, ...], Field(min_length=1)]
+    candidates: tuple[Spokesman, ...]
     offset: Annotated[float, Field(allow_inf_nan=False)]
     scores: tuple[Annotated[float, Field(allow_inf_nan=False)], ...]
 
@@ -130,7 +131,17 @@ class BlendedCriterion(_Strict):
         return {group.name: np.array(group.scores) for group in self.groups}
 
     def recomputed_scores(self, table: ScoreTable) -> dict[str, NDArray[np.float64]]:
-        """The formula applied to fresh scores: other weights, other data, another step of iterative pruning."""
+        """The formula applied to fresh scores: other weights, other data, another step of iterative pruning.
+
+        Raises:
+            InputError: If there is none, because the scores were searched channel by channel.
+        """
+        for group in self.groups:
+            if not group.candidates:
+                raise InputError(
+                    f"scores must be frozen: those of group '{group.name}' were searched channel by channel, so there "
+                    "is no formula to apply to fresh ones"
+                )
         formula = {
             group.name: GroupFormula(tuple((c.criterion, c.factor) for c in group.candidates), group.offset)
             for group in self.groups

@@ -15,15 +15,23 @@ from blend.cli_criteria import commands as criteria_commands
 from blend.cli_options import (
     CHEAP_CRITERIA,
     RUNS,
+    Base,
     Criteria,
+    Encoding,
+    Evaluations,
     Ignore,
     Json,
     Options,
+    Patience,
     Reduction,
     RunArgument,
     RunsDir,
     Seed,
+    Signed,
+    Strategy,
+    Target,
     TaskArgument,
+    Time,
     names,
     print_json,
 )
@@ -69,9 +77,9 @@ def search(
     allocation: Annotated[
         str, typer.Option(help="global: one ranking over all groups. uniform: the same share of each group.")
     ] = "global",
-    encoding: Annotated[
-        str, typer.Option(help="cluster: factors per group and cluster. shared: one per criterion for all groups.")
-    ] = "cluster",
+    encoding: Encoding = "cluster",
+    signed: Signed = False,
+    base: Base = None,
     criteria: Criteria = CHEAP_CRITERIA,
     normalisation: Annotated[str, typer.Option(help="Of each criterion inside a group: rank, minmax or z.")] = "rank",
     clusters: Annotated[str, typer.Option(metavar="K", help="Clusters per group: a number, or silhouette.")] = "3",
@@ -79,9 +87,13 @@ def search(
     fitness: Annotated[
         str, typer.Option(help="loss, or metric (better at reductions of 0.7 and more), on held-out data.")
     ] = "loss",
+    strategy: Strategy = "ga",
     population: Annotated[str, typer.Option(metavar="N", help="Candidates per generation.")] = "16",
-    evaluations: Annotated[str, typer.Option(metavar="N", help="Candidates in all.")] = "600",
+    evaluations: Evaluations = None,
     generations: Annotated[str | None, typer.Option(metavar="N", help="Stop after so many generations.")] = None,
+    time: Time = None,
+    target: Target = None,
+    patience: Patience = None,
     random_search: Annotated[
         bool, typer.Option(help="Also spend the same budget on random search, as a control.")
     ] = True,
@@ -112,9 +124,10 @@ def search(
 
     config = search_config(
         task=task, options=parse_options(option), reduction=reduction, cost=cost, allocation=allocation,
-        encoding=encoding, criteria=names(criteria), normalisation=normalisation,
-        clusters=clusters, clustering=clustering, fitness=fitness,
-        population=population, evaluations=evaluations, generations=generations, random_search=random_search,
+        encoding=encoding, signed=signed, base=base, criteria=names(criteria), normalisation=normalisation,
+        clusters=clusters, clustering=clustering, fitness=fitness, strategy=strategy,
+        population=population, **({} if evaluations is None else {"evaluations": evaluations}),
+        generations=generations, time=time, target=target, patience=patience, random_search=random_search,
         recalibration_images=recalibration_images, batch_size=batch_size, floor=floor, ignore=tuple(ignore), seed=seed,
         workers=cpu_count(only_physical_cores=True) if workers is None else workers, executor=executor,
     )  # fmt: skip
@@ -165,17 +178,27 @@ def list_runs(runs_dir: RunsDir = RUNS, as_json: Json = False) -> None:
         print(f"no runs in '{runs_dir}'", file=sys.stderr)
 
 
-@app.command(epilog="Example:  blend show first --json")
-def show(run: RunArgument, runs_dir: RunsDir = RUNS, as_json: Json = False) -> None:
+@app.command(epilog="Example:  blend show first --course")
+def show(
+    run: RunArgument,
+    with_course: Annotated[
+        bool, typer.Option("--course", help="Also each generation: best, diversity, what its proposals were worth.")
+    ] = False,
+    runs_dir: RunsDir = RUNS,
+    as_json: Json = False,
+) -> None:
     """Show how far a run is, and what came out: every baseline against the blend."""
-    from blend.report import print_result, summary
+    from blend.course import course
+    from blend.report import print_course, print_result, summary
     from blend.runs import open_run
 
     found = open_run(runs_dir, run)
     if as_json:
-        print_json(summary(found))
-    else:
-        print_result(found)
+        print_json({**summary(found), **({"course": course(found)} if with_course else {})})
+        return
+    print_result(found)
+    if with_course:
+        print_course(found)
 
 
 @app.command(epilog="Example:  blend stop first && blend resume first")

@@ -25,6 +25,54 @@ Ignore = Annotated[
 ]
 Criteria = Annotated[str, typer.Option(metavar="A,B,C", help="Criteria to blend; blend criteria lists them all.")]
 Reduction = Annotated[str, typer.Option(metavar="SHARE", help="Share of the cost to remove, in (0, 1).")]
+Encoding = Annotated[
+    str,
+    typer.Option(
+        help="What is searched. cluster: per group, who speaks for each cluster, and its factor. direct: per group, a "
+        "factor for every criterion. shared: a factor for every criterion, the same in all groups. allocation: only "
+        "how much each group gives, ranked by one criterion. mask: a score for every channel (a control; use it with "
+        "--strategy swap). All but allocation also search how much each group gives, unless --allocation uniform."
+    ),
+]
+Signed = Annotated[
+    bool, typer.Option("--signed", help="With --encoding direct: factors may be negative; a criterion speaks against.")
+]
+Base = Annotated[
+    str | None,
+    typer.Option(metavar="CRITERION", help="With --encoding allocation: who ranks; by default that is searched, too."),
+]
+Strategy = Annotated[
+    str,
+    typer.Option(
+        help="How it is searched. ga: the best ever are parents, crossover of groups. aging: parents die of age, "
+        "mutation only; slower to be misled. cma: CMA-ES, for many factors or offsets (direct, shared, allocation). "
+        "greedy: the best criterion per group, one group at a time, then one gene at a time. swap: channels change "
+        "places inside a group (with --encoding mask). random: chance."
+    ),
+]
+Evaluations = Annotated[
+    str | None,
+    typer.Option(metavar="N", help="Candidates in all: 600 by default, 100000 where --time is given."),
+]
+Time = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DURATION",
+        help="Stop searching after 90s, 45m, 2h, 1h30m: at the end of the generation that is running then. The random "
+        "control, which gets as many candidates, and the test come on top.",
+    ),
+]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        metavar="VALUE",
+        help="Stop when the best candidate reaches a held-out metric (0.9, the same as metric=0.9) or a fitness "
+        "(fitness=-0.3).",
+    ),
+]
+Patience = Annotated[
+    str | None, typer.Option(metavar="N", help="Stop after so many generations without a better candidate.")
+]
 RUNS = Path("runs")
 CHEAP_CRITERIA = ",".join(DEFAULT_CRITERIA)
 

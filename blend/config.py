@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from blend.errors import InputError, nearest
+from blend.limits import Target, seconds_of
 
 MAX_SEED = 2**32 - 1
 QUOTED = r"'(.*?)'"
@@ -17,6 +18,9 @@ DEFAULT_CRITERIA = (
     "l1", "l2", "fpgm", "bn_scale", "taylor_l1", "taylor_l2", "taylor_fo", "fisher", "mean_activation", "apoz", "hrank",
 )  # fmt: skip
 """What is blended unless criteria are chosen: all that cost about one forward and backward pass; ``obd`` costs more."""
+
+TIMED_EVALUATIONS = 100_000
+"""At most so many candidates where a time is given and their number is not."""
 
 
 class SearchConfig(BaseModel):
@@ -29,15 +33,21 @@ class SearchConfig(BaseModel):
     reduction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
     cost: Literal["macs", "params"] = "macs"
     allocation: Literal["global", "uniform"] = "global"
-    encoding: Literal["cluster", "shared"] = "cluster"
+    encoding: Literal["cluster", "shared", "direct", "allocation", "mask"] = "cluster"
+    signed: bool = False
+    base: str | None = None
     criteria: Annotated[tuple[str, ...], Field(min_length=1)] = DEFAULT_CRITERIA
     normalisation: Literal["rank", "minmax", "z"] = "rank"
     clusters: int | Literal["silhouette"] = 3
     clustering: Literal["agglomerative", "kmeans"] = "agglomerative"
     fitness: Literal["loss", "metric"] = "loss"
+    strategy: Literal["ga", "aging", "cma", "greedy", "swap", "random"] = "ga"
     population: Annotated[int, Field(ge=4)] = 16
     evaluations: Annotated[int, Field(ge=1)] = 600
     generations: Annotated[int, Field(ge=1)] | None = None
+    time: float | None = None
+    target: str | None = None
+    patience: Annotated[int, Field(ge=1)] | None = None
     random_search: bool = True
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
     workers: Annotated[int, Field(ge=1)] = 1
@@ -58,6 +68,22 @@ class SearchConfig(BaseModel):
         place, colon, function = value.rpartition(":")
         return f"{Path(place).expanduser().resolve()}:{function}" if colon and place.endswith(".py") else value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_long_as_there_is_time(cls, values: Any) -> Any:
+        timed = isinstance(values, dict) and values.get("time") is not None
+        return {"evaluations": TIMED_EVALUATIONS, **values} if timed else values
+
+    @field_validator("time", mode="before")
+    @classmethod
+    def _in_seconds(cls, value: Any) -> Any:
+        return None if value is None else seconds_of(value)
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return None if value is None else str(Target.parse(value))
+
     @field_validator("clusters", mode="before")
     @classmethod
     def _number_or_silhouette(cls, value: Any) -> Any:
@@ -68,6 +94,35 @@ class SearchConfig(BaseModel):
         if value != "silhouette" and number < 1:
             raise ValueError(f"must be a number of at least 1 or 'silhouette', got {value!r}")
         return number or value
+
+    @field_validator("encoding")
+    @classmethod
+    def _something_to_search(cls, value: str, given: ValidationInfo) -> str:
+        if value == "allocation" and given.data.get("allocation") == "uniform":
+            raise ValueError("'allocation' must be used with allocation 'global': equal shares leave nothing to search")
+        return value
+
+    @field_validator("signed", "base")
+    @classmethod
+    def _of_its_encoding(cls, value: Any, given: ValidationInfo) -> Any:
+        encoding = {"signed": "direct", "base": "allocation"}[given.field_name or ""]
+        if value and given.data.get("encoding", encoding) != encoding:
+            raise ValueError(f"must be used with encoding '{encoding}', got {value!r} with '{given.data['encoding']}'")
+        return value
+
+    @field_validator("strategy")
+    @classmethod
+    def _has_what_to_exchange(cls, value: str, given: ValidationInfo) -> str:
+        if value == "swap" and given.data.get("encoding", "mask") != "mask":
+            raise ValueError(f"'swap' must be used with encoding 'mask', got '{given.data['encoding']}'")
+        return value
+
+    @field_validator("criteria")
+    @classmethod
+    def _with_the_base(cls, names: tuple[str, ...], given: ValidationInfo) -> tuple[str, ...]:
+        if (base := given.data.get("base")) and base not in names:
+            raise ValueError(f"must hold the base '{base}', got {','.join(names)}")
+        return names
 
     @field_validator("criteria")
     @classmethod

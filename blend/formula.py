@@ -18,23 +18,25 @@ class GroupFormula:
     """How one group's channels are scored.
 
     Attributes:
-        factors: Calibration factor of each criterion that speaks; positive, and normalised to sum 1, because only
-            their proportions matter.
+        factors: Calibration factor of each criterion that speaks, normalised so that their absolute values sum to 1,
+            because only their proportions matter. Negative where a criterion speaks against what it ranks high.
         offset: Lifts or lowers the whole group in the global ranking, in shares of the group: with an offset of 0.1
             the group gives 10 percentage points fewer of its channels than a group with offset 0.
+        scores: The channels' final scores as they are, where no criterion speaks.
     """
 
     factors: tuple[tuple[str, float], ...]
     offset: float = 0.0
+    scores: tuple[float, ...] = ()
 
 
 Formula = Mapping[str, GroupFormula]
 
 
 def normalised(factors: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
-    """Drops the factors that are zero and scales the others to sum 1; all zero means all equal."""
-    speaking = {name: factor for name, factor in factors.items() if factor > 0.0} or dict.fromkeys(factors, 1.0)
-    total = sum(speaking.values())
+    """Drops the factors that are zero and scales the others to absolute sum 1; all zero means all equal."""
+    speaking = {name: factor for name, factor in factors.items() if factor} or dict.fromkeys(factors, 1.0)
+    total = sum(map(abs, speaking.values()))
     return tuple((name, factor / total) for name, factor in speaking.items())
 
 
@@ -72,9 +74,11 @@ class Blender:
         return np.asarray(total, dtype=np.float64)
 
     def _score(self, group: str, part: GroupFormula) -> NDArray[np.float64]:
+        if part.scores:
+            return np.array(part.scores)
         # A criterion that speaks alone keeps its own order: normalising it could make scores equal by rounding.
-        alone = len(part.factors) == 1
-        values = self._usable(part.factors[0][0], group) if alone else self.blended(group, part)
+        (name, factor), *others = part.factors
+        values = self.blended(group, part) if others else np.copysign(1.0, factor) * self._usable(name, group)
         return part.offset + normalise(values, "rank")
 
     def _usable(self, criterion: str, group: str) -> NDArray[np.float64]:

@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blend.config import SearchConfig
+from blend.course import generation_record, key, say_when_dry
 from blend.errors import BlendError, InputError
 from blend.evaluation import HeldoutEvaluation, Settings, TestEvaluation, Workspace, pack
 from blend.evidence import verdict
 from blend.export import blended_criterion
+from blend.limits import Target, ending
 from blend.objective import BlendObjective
 from blend.plots import draw_result
 from blend.problem import Problem, prepare
@@ -24,10 +26,9 @@ from blend.runs import EXPORT, FIGURE, SCORES, WORK, Run, check_free
 from blend.signals import Interruption
 from search.archive import Archive, Evaluation
 from search.errors import SearchError
-from search.evolution import Evolution
 from search.executor import Executor, Failure, LocalExecutor
 from search.loop import evaluate_all, search
-from search.random_search import RandomSearch
+from search.strategies import STRATEGIES
 from search.strategy import Strategy
 
 COLLAPSE = 0.25  # below this share of the way from chance to the unpruned metric, the loss misleads
@@ -128,14 +129,21 @@ class _Execution:
         self._warn_of_collapse()
 
     def _search(self, phase: str, executor: Executor, interruption: Interruption) -> None:
-        """Evolution, or random search as its control, until the budget is spent."""
+        """The search, or random search as its control with as many evaluations, until there is a reason to end."""
+        if self.run.get(f"{phase}-ended") is not None:
+            return
         strategy = self._strategy(phase)
-        state = self.run.get(f"{phase}-state")
-        if state is not None:
-            strategy.load_state_dict(state)
         done = shown = len(self.archive.history(phase))
-        title = "search" if phase == "search" else "random search (control)"
-        with progress(title, self.config.evaluations, done) as bar:
+        boost = strategy.proposals()["boost"]
+        is_search = phase == "search"
+        budget = self.config.evaluations if is_search else len(self.archive.history("search"))
+        began = time.monotonic() - float(self.run.get(f"{phase}-seconds", 0.0))
+
+        def should_stop() -> str | None:
+            timed_out = is_search and self.config.time is not None and time.monotonic() - began >= self.config.time
+            return "stopped" if interruption.requested() else "time" if timed_out else None
+
+        with progress("search" if is_search else "random search (control)", budget, done) as bar:
 
             def show(done_now: int, total: int, answer: dict[str, Any], phase: str) -> None:
                 nonlocal shown
@@ -143,40 +151,68 @@ class _Execution:
                 shown = done + done_now
 
             def commit(evaluations: Sequence[Evaluation], state: dict[str, Any]) -> None:
-                nonlocal done, shown
+                nonlocal done, shown, boost
                 done += len(evaluations)
+                record = generation_record(strategy, evaluations)
+                say_when_dry(record, boost)
+                boost = record["boost"]
                 bar.advance(done - shown, **self._fields(phase, strategy))
                 shown = done
-                self.run.commit({f"{phase}-state": state, **self._clock()}, evaluations)
+                documents = {
+                    f"{phase}-state": state,
+                    key(phase, record["generation"]): record,
+                    f"{phase}-seconds": round(time.monotonic() - began, 3),
+                }
+                self.run.commit({**documents, **self._clock()}, evaluations)
 
             try:
                 outcome = search(
                     strategy, self.objective, self.archive, executor,
-                    phase=phase, evaluations=self.config.evaluations, generations=self.config.generations,
-                    on_evaluation=show, on_generation=commit, should_stop=interruption.requested,
+                    phase=phase, evaluations=budget, **(self._limits() if is_search else {}),
+                    on_evaluation=show, on_generation=commit, should_stop=should_stop,
                 )  # fmt: skip
             except SearchError as error:
                 raise BlendError(str(error)) from error
         if outcome == "stopped":
             interruption.check()
+        self.run.commit({f"{phase}-ended": outcome, **self._clock()})
+        if is_search:
+            say(f"the search has ended: {ending(outcome, self.config)}")
+
+    def _limits(self) -> dict[str, Any]:
+        """What ends the search, beside its evaluations and its time."""
+        target = None if self.config.target is None else Target.parse(self.config.target).is_reached
+        return {"generations": self.config.generations, "patience": self.config.patience, "target": target}
 
     def _clock(self) -> dict[str, Any]:
         """Seconds that the run has taken up to now, those of earlier processes included."""
         return {"seconds": round(time.monotonic() - self.started, 3)}
 
     def _strategy(self, phase: str) -> Strategy:
-        space = self.problem.encoding.space
-        if phase == "random":
-            return RandomSearch(space, population=self.config.population, seed=self.config.seed)
-        seeds = [baseline.genome for baseline in self.problem.baselines if baseline.genome is not None]
-        return Evolution(space, population=self.config.population, seed=self.config.seed, initial=seeds)
+        """Where the last commit has left it."""
+        make = STRATEGIES["random" if phase == "random" else self.config.strategy]
+        seeds = [] if phase == "random" else [b.genome for b in self.problem.baselines if b.genome is not None]
+        state = self.run.get(f"{phase}-state")
+        try:
+            strategy = make(
+                self.problem.encoding.space, population=self.config.population, seed=self.config.seed, initial=seeds
+            )
+            if state is not None:
+                strategy.load_state_dict(state)
+        except SearchError as error:
+            raise InputError(f"strategy '{self.config.strategy}' cannot go on with this run: {error}") from error
+        return strategy
 
     def _fields(self, phase: str, strategy: Strategy) -> dict[str, Any]:
         best = self.archive.best(phase)
         fields: dict[str, Any] = {"generation": strategy.generation + 1}
         if best is not None:
             fields |= {"fitness": best.fitness, "metric": best.details["metric"]}
-            fields |= {f"diversity ({key})": value for key, value in strategy.diversity().items() if key == "unique"}
+        proposals = strategy.proposals()
+        if proposals["known"]:
+            fields["known"] = f"{proposals['known']} of {proposals['proposed']}"
+        if proposals["boost"] > 1.0:
+            fields["varied"] = f"×{proposals['boost']:.2g}"
         return fields
 
     def _warn_of_collapse(self) -> None:

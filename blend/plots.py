@@ -29,7 +29,8 @@ def draw_result(run: Run, path: Path) -> None:
 
 def _draw_course(axes: Any, run: Run) -> None:
     result = run.get("result")
-    for phase, label, colour in (("random", "random search", _RANDOM), ("search", "evolution", _BLEND)):
+    searched = f"search ({run.config.strategy})"
+    for phase, label, colour in (("random", "random search", _RANDOM), ("search", searched, _BLEND)):
         history = [e for e in run.evaluations() if e.phase == phase]
         if history:
             leader = np.maximum.accumulate([e.fitness for e in history])

@@ -15,7 +15,7 @@ from torch import nn
 from blend.baselines import Baseline, Contest
 from blend.budget import ALLOCATIONS, CostModel, floors, keep_mask
 from blend.config import SearchConfig
-from blend.encoding import ClusterEncoding, Clusters, Encoding, SharedEncoding
+from blend.encoding import Clusters, Encoding, encoding_for
 from blend.errors import InputError
 from blend.formula import Blender
 from blend.progress import Progress, progress, say
@@ -60,10 +60,7 @@ class Problem:
     @cached_property
     def encoding(self) -> Encoding:
         """What the genes mean."""
-        offsets = self.config.allocation == "global"
-        if self.config.encoding == "shared":
-            return SharedEncoding(self.table, tuple(self.clusters), offsets)
-        return ClusterEncoding(self.clusters, offsets)
+        return encoding_for(self.config, self.clusters, self.blender)
 
     @cached_property
     def baselines(self) -> list[Baseline]:

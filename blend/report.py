@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from blend.course import course, course_in_words
+from blend.limits import ending
 from blend.runs import Run
 
 
@@ -16,7 +18,8 @@ def summary(run: Run) -> dict[str, Any]:
     """Everything about a run that a program may want to know; the keys are a promise."""
     config, counts, result = run.config, run.counts(), run.get("result")
     best = run.best("search")
-    generations = config.generations or math.ceil(config.evaluations / config.population)
+    ended = run.get("search-ended")
+    generations = 0 if ended else config.generations or math.ceil(config.evaluations / config.population)
     return {
         "id": run.name,
         "status": run.status,
@@ -35,6 +38,9 @@ def summary(run: Run) -> dict[str, Any]:
         "evaluations": counts["evaluations"],
         "unique_evaluations": counts["unique_evaluations"],
         "seconds": run.get("seconds", 0.0),
+        "encoding": config.encoding,
+        "strategy": config.strategy,
+        "ended": ended,
         "best": {
             "fitness": best.fitness if best else None,
             "heldout_metric": best.details["metric"] if best else None,
@@ -57,8 +63,27 @@ def print_result(run: Run) -> None:
         console.print(verdict_in_words(about), soft_wrap=True)
     else:
         console.print(_progress_in_words(about), soft_wrap=True)
+    if about["ended"] is not None:
+        console.print(f"The search ended: {ending(about['ended'], run.config)}.", soft_wrap=True)
+    if records := course(run):
+        console.print(course_in_words(records), soft_wrap=True)
     for path in about["artefacts"].values():
         console.print(f"  {path}", soft_wrap=True)
+
+
+def print_course(run: Run) -> None:
+    """One line a generation."""
+    table = Table(title=f"{run.name}: the search, generation by generation", box=None)
+    shares = ("genomes", "masks", "new")
+    for column in ("generation", "best fitness", *shares, "entropy", "spread", "known", "varied"):
+        table.add_column(column, justify="right")
+    for record in course(run):
+        table.add_row(
+            str(record["generation"] + 1), _number(record["best"]), *(f"{record[share]:.0%}" for share in shares),
+            f"{record['entropy']:.2f}", f"{record['spread']:.2f}", f"{record['known']} of {record['proposed']}",
+            f"×{record['boost']:.2g}",
+        )  # fmt: skip
+    Console(stderr=True, highlight=False).print(table)
 
 
 def verdict_in_words(about: dict[str, Any]) -> str:

@@ -7,9 +7,11 @@ from search.executor import Executor, Failure, LocalExecutor
 from search.loop import Objective, search
 from search.random_search import RandomSearch
 from search.space import Choice, Gene, Real, Space
+from search.strategies import STRATEGIES
 from search.strategy import Strategy
 
 __all__ = [
+    "STRATEGIES",
     "WORST_FITNESS",
     "Archive",
     "Choice",

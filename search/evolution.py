@@ -7,14 +7,10 @@ from deap import tools
 
 from search.errors import SearchValueError
 from search.individual import Individual
+from search.novelty import IsKnown, Propose, novel
 from search.space import Space
-from search.strategy import AskTell, IsKnown, novel
-from search.variation import cross_blocks, mutate
-
-# By how much a proposal that turned out to be known is varied more at the next try.
-_GROWTH = 1.5
-# Of the genomes that fill up the first generation, one in so many is a fresh sample, the others vary initial ones.
-_SAMPLED = 4
+from search.strategy import AskTell
+from search.variation import cross_blocks
 
 
 class Evolution(AskTell):
@@ -27,8 +23,7 @@ class Evolution(AskTell):
         space: What is searched.
         population: Number of offspring in a generation (λ).
         seed: Seed of the own random state.
-        initial: Known good genomes. All of them are the first generation, filled up to `population` mostly with
-            offspring of theirs; without any, the first generation is sampled.
+        initial: As for `search.strategy.AskTell`; what fills up the first generation is mostly offspring of theirs.
         crossover: Probability that an offspring has two parents.
         mutation: Probability that a gene of an offspring changes; at least one always does.
         tournament: Number of survivors of which the best becomes a parent.
@@ -51,41 +46,28 @@ class Evolution(AskTell):
         elite: int = 6,
     ) -> None:
         """Start at generation 0 with nothing known but the initial genomes."""
-        super().__init__(space, population=population, elite=elite, seed=seed)
+        super().__init__(space, population=population, elite=elite, seed=seed, initial=initial)
         for name, value in (("crossover", crossover), ("mutation", mutation)):
             if not 0 <= value <= 1:
                 raise SearchValueError(f"{name} must be in [0, 1], got {value}")
         if tournament < 1:
             raise SearchValueError(f"tournament must be at least 1, got {tournament}")
-        self.initial = [space.clip(genome) for genome in initial]
         self.crossover = crossover
         self.mutation = mutation
         self.tournament = tournament
 
-    def _propose(self, is_known: IsKnown, limit: int | None) -> list[list[float]]:
-        if self._survivors:
-            size = self.population if limit is None else min(limit, self.population)
-            return [novel(self._offspring, is_known) for _ in range(size)]
-        first = [list(genome) for genome in self.initial[:limit]]
-        for genome in first:
-            is_known(genome)  # kept whatever the answer, but what fills up must differ from them
-        size = self.population if limit is None else min(limit, self.population)
-        fillers = range(size - len(first))
-        return first + [novel(self._sampler if self._is_sampled(i) else self._offspring, is_known) for i in fillers]
+    def _propose(self, is_known: IsKnown, count: int) -> list[list[float]]:
+        return [novel(self._offspring, is_known) for _ in range(count)]
 
-    def _is_sampled(self, index: int) -> bool:
-        return not self.initial or index % _SAMPLED == _SAMPLED - 1
-
-    def _sampler(self, attempt: int) -> list[float]:
-        return self._sample()
+    def _filler(self, index: int) -> Propose:
+        usual = super()._filler(index)
+        return usual if usual == self._sampled else self._offspring
 
     def _offspring(self, attempt: int) -> list[float]:
         child, mate = map(Individual, self._parents())
         if random.random() < self.crossover:
             cross_blocks(child, mate, self.space)
-        growth = _GROWTH**attempt
-        mutate(child, self.space, min(1.0, self.mutation * growth), growth)
-        return list(child)
+        return self._mutated(child, attempt, self.mutation)
 
     def _parents(self) -> Sequence[Sequence[float]]:
         if not self._survivors:

@@ -12,11 +12,15 @@ from typing import Any, Protocol
 from search.archive import WORST_FITNESS, Archive, Evaluation
 from search.errors import SearchError, SearchValueError
 from search.executor import Executor, Failure
-from search.strategy import IsKnown, Strategy
+from search.novelty import IsKnown
+from search.strategy import Strategy
 
 Answer = dict[str, Any]
 OnEvaluation = Callable[[int, int, Answer, str], None]
 OnGeneration = Callable[[list[Evaluation], dict[str, Any]], None]
+
+EXHAUSTED = 20
+"""After so many generations in a row in which nothing was new, there is nothing left to find."""
 
 
 class Objective(Protocol):
@@ -41,11 +45,13 @@ def search(
     phase: str,
     evaluations: int,
     generations: int | None = None,
+    patience: int | None = None,
+    target: Callable[[Evaluation], bool] | None = None,
     on_evaluation: OnEvaluation | None = None,
     on_generation: OnGeneration | None = None,
-    should_stop: Callable[[], bool] | None = None,
+    should_stop: Callable[[], str | None] | None = None,
 ) -> str:
-    """Search until the budget is spent, generation by generation.
+    """Search until there is a reason to end, generation by generation.
 
     Neither the archive nor the strategy depends on the number of workers or the order in which they finish. To resume,
     pass an archive with the history so far and a strategy with the state that belongs to it.
@@ -58,25 +64,39 @@ def search(
         phase: Name under which the evaluations are kept.
         evaluations: Budget of the phase, cached evaluations included; the last generation is cut to meet it exactly.
         generations: Budget in generations, or None.
+        patience: End after so many generations without a new best, or None.
+        target: Says of the best evaluation whether it is good enough to end.
         on_evaluation: Called with (evaluations of this generation known so far, evaluations of this generation,
             answer, phase) in the order of completion.
         on_generation: Called once a generation with its evaluations and the strategy's state after it: all that must
             be kept to resume, to be written in one transaction.
-        should_stop: Asked before each generation.
+        should_stop: Asked before each generation for a reason to end that is none of these, such as the time.
 
     Returns:
-        Why it ended: ``"evaluations"``, ``"generations"`` or ``"stopped"``.
+        Why it ended: ``"target"``, ``"evaluations"``, ``"generations"``, ``"patience"``, ``"exhausted"`` (nothing was
+        new for `EXHAUSTED` generations) or the answer of `should_stop`. All but the last depend on the history alone,
+        so that a resumed search ends where it would have ended.
 
     Raises:
         SearchError: Every evaluation of a generation failed, of which nothing is kept then; or the strategy's state
             does not belong to the archive.
     """
-    _check(strategy, archive, phase, evaluations, generations)
-    while (left := evaluations - len(archive.history(phase))) > 0:
+    _check(strategy, archive, phase, evaluations=evaluations, generations=generations, patience=patience)
+    while True:
+        left = evaluations - len(archive.history(phase))
+        best = archive.best(phase)
+        if best is not None and target is not None and target(best):
+            return "target"
+        if left <= 0:
+            return "evaluations"
         if generations is not None and strategy.generation >= generations:
             return "generations"
-        if should_stop is not None and should_stop():
-            return "stopped"
+        if best is not None and patience is not None and strategy.generation - 1 - best.generation >= patience:
+            return "patience"
+        if strategy.generation - _last_new(archive, phase) >= EXHAUSTED:
+            return "exhausted"
+        if should_stop is not None and (reason := should_stop()) is not None:
+            return reason
         genomes = strategy.ask(_is_known(objective, archive), limit=left)
         phenotypes = [objective.phenotype(genome) for genome in genomes]
         batch = evaluate_all(
@@ -89,7 +109,6 @@ def search(
         strategy.tell(genomes, [evaluation.fitness for evaluation in batch])
         if on_generation is not None:
             on_generation(batch, strategy.state_dict())
-    return "evaluations"
 
 
 def evaluate_all(
@@ -132,11 +151,10 @@ class _Result:
     error: str | None
 
 
-def _check(strategy: Strategy, archive: Archive, phase: str, evaluations: int, generations: int | None) -> None:
-    if evaluations < 1:
-        raise SearchValueError(f"evaluations must be at least 1, got {evaluations}")
-    if generations is not None and generations < 1:
-        raise SearchValueError(f"generations must be at least 1, got {generations}")
+def _check(strategy: Strategy, archive: Archive, phase: str, **limits: int | None) -> None:
+    for name, limit in limits.items():
+        if limit is not None and limit < 1:
+            raise SearchValueError(f"{name} must be at least 1, got {limit}")
     history = archive.history(phase)
     expected = history[-1].generation + 1 if history else 0
     if strategy.generation != expected:
@@ -144,6 +162,11 @@ def _check(strategy: Strategy, archive: Archive, phase: str, evaluations: int, g
             f"strategy must be at generation {expected}, where the archive's history of phase {phase!r} ends, "
             f"got {strategy.generation}: load the state that was saved with the history"
         )
+
+
+def _last_new(archive: Archive, phase: str) -> int:
+    """Return the last generation, counted from 1, that brought something new; 0 if none has."""
+    return next((e.generation + 1 for e in reversed(archive.history(phase)) if not e.cached), 0)
 
 
 def _is_known(objective: Objective, archive: Archive) -> IsKnown:

@@ -1,7 +1,10 @@
 """Random search, the baseline that evolution has to beat."""
 
+from collections.abc import Sequence
+
+from search.novelty import IsKnown, novel
 from search.space import Space
-from search.strategy import AskTell, IsKnown, novel
+from search.strategy import AskTell
 
 
 class RandomSearch(AskTell):
@@ -11,12 +14,14 @@ class RandomSearch(AskTell):
         space: What is searched.
         population: Number of genomes in a generation.
         seed: Seed of the own random state.
+        initial: As for `search.strategy.AskTell`; without any, everything is sampled.
     """
 
-    def __init__(self, space: Space, *, population: int, seed: int) -> None:
-        """Start at generation 0 with nothing known."""
-        super().__init__(space, population=population, elite=population, seed=seed)
+    adapts = False
 
-    def _propose(self, is_known: IsKnown, limit: int | None) -> list[list[float]]:
-        size = self.population if limit is None else min(limit, self.population)
-        return [novel(lambda attempt: self._sample(), is_known) for _ in range(size)]
+    def __init__(self, space: Space, *, population: int, seed: int, initial: Sequence[Sequence[float]] = ()) -> None:
+        """Start at generation 0 with nothing known but the initial genomes."""
+        super().__init__(space, population=population, elite=population, seed=seed, initial=initial)
+
+    def _propose(self, is_known: IsKnown, count: int) -> list[list[float]]:
+        return [novel(self._sampled, is_known) for _ in range(count)]

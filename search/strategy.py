@@ -4,10 +4,11 @@ A strategy proposes genomes (`ask`) and learns what they were worth (`tell`). It
 random state, and can be saved and restored exactly.
 """
 
+import copy
 import math
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -16,11 +17,14 @@ from deap import tools
 from search.diversity import diversity
 from search.errors import SearchValueError
 from search.individual import Individual
+from search.novelty import GROWTH, IsKnown, Propose, Tally, novel
 from search.space import Space
+from search.variation import mutate
 
-IsKnown = Callable[[list[float]], bool]
-
-_TRIES = 8
+_DRY = 0.5  # share of known proposals above which they are running dry
+_MOST = GROWTH**4  # no more than that: steps would only be clipped at the bounds
+# Of the genomes that fill up the first generation, one in so many is a fresh sample, the others vary initial ones.
+_SAMPLED = 4
 
 
 class Strategy(Protocol):
@@ -45,7 +49,11 @@ class Strategy(Protocol):
         ...
 
     def diversity(self) -> dict[str, float]:
-        """Return how different the survivors still are."""
+        """Return how different the population still is."""
+        ...
+
+    def proposals(self) -> dict[str, float]:
+        """Return how many proposals of the last `ask` were known, and what follows."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -65,9 +73,16 @@ class AskTell(ABC):
         population: Number of genomes in a generation.
         elite: Number of best genomes that survive.
         seed: Seed of the strategy's own random state.
+        initial: Known good genomes. All of them are the first generation, filled up to `population` mostly with
+            variations of theirs; without any, the first generation is sampled.
     """
 
-    def __init__(self, space: Space, *, population: int, elite: int, seed: int) -> None:
+    adapts = True
+    """Whether proposals vary more strongly (`boost`) while most of them turn out to be known."""
+
+    def __init__(
+        self, space: Space, *, population: int, elite: int, seed: int, initial: Sequence[Sequence[float]] = ()
+    ) -> None:
         """Start at generation 0 with nothing known."""
         for name, value in (("population", population), ("elite", elite)):
             if value < 1:
@@ -75,6 +90,9 @@ class AskTell(ABC):
         self.space = space
         self.population = population
         self.elite = elite
+        self.initial = [space.clip(genome) for genome in initial]
+        self.boost = 1.0
+        self._proposed = self._known = 0
         self._random = random.Random(seed)
         self._generation = 0
         self._survivors: list[Individual] = []
@@ -105,9 +123,25 @@ class AskTell(ABC):
             raise SearchValueError(f"limit must be at least 1, got {limit}")
         if not self._pending:
             with self._own_random():
-                self._pending = self._propose(is_known or _nothing_known, limit)
+                self._pending = self._next(is_known or _nothing_known, limit)
         self._pending = self._pending[:limit]
         return [list(genome) for genome in self._pending]
+
+    def _next(self, is_known: IsKnown, limit: int | None) -> list[list[float]]:
+        first = [] if self._generation else [list(genome) for genome in self.initial[:limit]]
+        for genome in first:
+            is_known(genome)  # kept whatever the answer, but what fills up must differ from them
+        tally = Tally(is_known)
+        missing = (self.population if limit is None else min(limit, self.population)) - len(first)
+        if missing > 0 and self._survivors:
+            first += self._propose(tally, missing)
+        else:
+            first += [novel(self._filler(index), tally) for index in range(missing)]
+        self._proposed, self._known = tally.proposed, tally.known
+        if self.adapts and tally.proposed:
+            dry = tally.known > _DRY * tally.proposed
+            self.boost = min(self.boost * GROWTH, _MOST) if dry else max(self.boost / GROWTH, 1.0)
+        return first
 
     def tell(self, genomes: Sequence[Sequence[float]], fitnesses: Sequence[float]) -> None:
         """Learn the fitness of every genome asked, in the order asked.
@@ -126,12 +160,23 @@ class AskTell(ABC):
                 raise SearchValueError(f"fitnesses[{index}] must be finite, got {fitness}")
         told = [Individual(genome, fitness) for genome, fitness in zip(self._pending, fitnesses, strict=True)]
         self._survivors = _survivors(self._survivors + told, self.elite)
+        self._learn(told)
         self._pending = []
         self._generation += 1
 
     def diversity(self) -> dict[str, float]:
-        """Return how different the survivors still are; see `search.diversity.diversity`."""
-        return diversity(self.space, self._survivors)
+        """Return how different the population still is; see `search.diversity.diversity`."""
+        return diversity(self.space, self._members)
+
+    def proposals(self) -> dict[str, float]:
+        """Return what became of the last generation's proposals.
+
+        Returns:
+            ``proposed``: proposals made, further tries included, initial genomes not. ``known``: those of them that
+            would have brought nothing new. ``boost``: how much more strongly the next ones vary, 1 unless most of the
+            last ones were known; it falls again when they no longer are.
+        """
+        return {"proposed": self._proposed, "known": self._known, "boost": self.boost}
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that decides the future; ``json.loads(json.dumps(state))`` restores it bit for bit."""
@@ -142,6 +187,7 @@ class AskTell(ABC):
             "population": [list(individual) for individual in self._survivors],
             "fitnesses": [individual.value for individual in self._survivors],
             "pending": [list(genome) for genome in self._pending],
+            **self.proposals(),
             "random": [version, list(words), gauss],
         }
 
@@ -153,25 +199,53 @@ class AskTell(ABC):
         """
         if state.get("strategy") != type(self).__name__:
             raise SearchValueError(f"state must be of a {type(self).__name__}, got {state.get('strategy')!r}")
+        loaded = copy.copy(self)
         try:
-            saved = zip(state["population"], state["fitnesses"], strict=True)
-            survivors = [Individual(genome, fitness) for genome, fitness in saved]
-            pending = [list(genome) for genome in state["pending"]]
-            generation = int(state["generation"])
-            version, words, gauss = state["random"]
+            loaded._load(state)
         except KeyError as error:
             raise SearchValueError(f"state must have the key {error}, got {sorted(state)}") from None
-        for genome in [*survivors, *pending]:
+        for genome in [*loaded._survivors, *loaded._members, *loaded._pending]:
             self.space.check(genome)
+        self.__dict__ |= loaded.__dict__
+
+    def _load(self, state: dict[str, Any]) -> None:
+        """Set attributes from a state; what is mutable must be made anew."""
+        self._survivors = individuals(state["population"], state["fitnesses"])
+        self._pending = [list(genome) for genome in state["pending"]]
+        self._generation = int(state["generation"])
+        self._proposed, self._known, self.boost = state["proposed"], state["known"], state["boost"]
+        version, words, gauss = state["random"]
+        self._random = random.Random()
         self._random.setstate((version, tuple(words), gauss))
-        self._survivors, self._pending, self._generation = survivors, pending, generation
 
     @abstractmethod
-    def _propose(self, is_known: IsKnown, limit: int | None) -> list[list[float]]:
-        """Return a new generation, of at most `limit` genomes, drawing from the global `random`."""
+    def _propose(self, is_known: IsKnown, count: int) -> list[list[float]]:
+        """Return 1 to `count` new genomes, drawing from the global `random`; the strategy has been told before.
 
-    def _sample(self) -> list[float]:
+        It must not change the strategy before the last call of `is_known`, which may raise.
+        """
+
+    def _learn(self, told: list[Individual]) -> None:  # noqa: B027 - most have nothing more to learn
+        """Learn a generation beyond its survivors."""
+
+    @property
+    def _members(self) -> list[Individual]:
+        """What counts as the population."""
+        return self._survivors
+
+    def _filler(self, index: int) -> Propose:
+        """Return what proposes the genome of this index of those that fill up the first generation."""
+        if not self.initial or index % _SAMPLED == _SAMPLED - 1:
+            return self._sampled
+        return lambda attempt: self._mutated(random.choice(self.initial), attempt)
+
+    def _sampled(self, attempt: int) -> list[float]:
         return self.space.sample(random.Random(random.getrandbits(64)))
+
+    def _mutated(self, genome: Sequence[float], attempt: int, rate: float = 0.1) -> list[float]:
+        """Return a mutated copy, mutated the more the more often that has been tried and proposals have run dry."""
+        strength = self.boost * GROWTH**attempt
+        return list(*mutate(Individual(genome), self.space, min(1.0, rate * strength), strength))
 
     @contextmanager
     def _own_random(self) -> Iterator[None]:
@@ -185,13 +259,9 @@ class AskTell(ABC):
             random.setstate(callers)
 
 
-def novel(propose: Callable[[int], list[float]], is_known: IsKnown) -> list[float]:
-    """Return the first of ``propose(0)``, ``propose(1)``, … that is not known, or the last one tried."""
-    for attempt in range(_TRIES):
-        genome = propose(attempt)
-        if not is_known(genome):
-            break
-    return genome
+def individuals(genomes: Sequence[Sequence[float]], fitnesses: Sequence[float]) -> list[Individual]:
+    """Return genomes with their fitnesses, as a state holds them."""
+    return [Individual(genome, fitness) for genome, fitness in zip(genomes, fitnesses, strict=True)]
 
 
 def _nothing_known(genome: list[float]) -> bool:

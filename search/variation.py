@@ -58,6 +58,35 @@ def mutate(individual: Individual, space: Space, rate: float, strength: float = 
     return (individual,)
 
 
+def exchange(individual: Individual, space: Space, times: int = 1) -> tuple[Individual]:
+    """Let two genes of the same kind, of one block, exchange their values.
+
+    Args:
+        individual: Changed in place, unless the genes picked have equal values.
+        space: The genes.
+        times: How many pairs.
+
+    Returns:
+        The individual, as a tuple of one.
+    """
+    pools = exchangeable(space)
+    weights = [len(pool) for pool in pools]
+    for _ in range(times):
+        (pool,) = random.choices(pools, weights)
+        first, second = random.sample(pool, 2)
+        individual[first], individual[second] = individual[second], individual[first]
+    return (individual,)
+
+
+def exchangeable(space: Space) -> list[list[int]]:
+    """Return the places of genes of the same kind in the same block, where there are at least two."""
+    pools: dict[tuple[int, Gene], list[int]] = {}
+    for number, part in enumerate(space.slices):
+        for index in range(part.start, part.stop):
+            pools.setdefault((number, space.genes[index]), []).append(index)
+    return [pool for pool in pools.values() if len(pool) > 1]
+
+
 def _moved(value: float, gene: Gene, strength: float) -> float:
     if isinstance(gene, Choice):
         step = random.randrange(1, gene.size)

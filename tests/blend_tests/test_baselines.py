@@ -3,7 +3,8 @@ import pytest
 
 from blend.baselines import RANDOM_MASKS, Contest
 from blend.budget import ALLOCATIONS, CostModel, floors, keep_mask, uniform
-from blend.encoding import ClusterEncoding, SharedEncoding
+from blend.config import search_config
+from blend.encoding import encoding_for
 from blend.evaluation import pack
 from blend.formula import Blender
 from blend.objective import BlendObjective
@@ -23,12 +24,11 @@ HOLES = {  # 'two' is degenerate in two groups, and nothing but 'three' speaks i
 
 def contest(table, encoding="cluster", offsets=True, normalisation="rank", reduction=0.5, seed=0, share=0.1):
     clusters = clusters_of(table)
-    meaning = (
-        ClusterEncoding(clusters, offsets) if encoding == "cluster" else SharedEncoding(table, list(clusters), offsets)
-    )
+    blender = Blender(table, normalisation)
+    allocation = "global" if offsets else "uniform"
+    meaning = encoding_for(search_config(task="any", encoding=encoding, allocation=allocation), clusters, blender)
     return Contest(
-        GRAPH, table, clusters, meaning, Blender(table, normalisation), COST, floors(GRAPH, share), reduction,
-        ALLOCATIONS, seed,
+        GRAPH, table, clusters, meaning, blender, COST, floors(GRAPH, share), reduction, ALLOCATIONS, seed,
     )  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def phenotype(found, genome):
 
 @pytest.mark.parametrize("missing", [(), tuple(HOLES)], ids=["whole", "holes"])
 @pytest.mark.parametrize("normalisation", ["rank", "minmax", "z"])
-@pytest.mark.parametrize("encoding", ["cluster", "shared"])
+@pytest.mark.parametrize("encoding", ["cluster", "shared", "direct"])
 @pytest.mark.parametrize("offsets", [True, False], ids=["global", "uniform"])
 def test_genomes_stand_for_the_very_masks(encoding, normalisation, offsets, missing):
     compared = 0
@@ -57,6 +57,24 @@ def test_genomes_stand_for_the_very_masks(encoding, normalisation, offsets, miss
     blends = 2 if offsets else 1
     singles = {(True, False): 10, (False, False): 5, (True, True): 6, (False, True): 1}[offsets, bool(missing)]
     assert compared == 4 * (singles + blends)
+
+
+@pytest.mark.parametrize("missing", [(), tuple(HOLES)], ids=["whole", "holes"])
+@pytest.mark.parametrize(
+    ("encoding", "offsets", "expected"),
+    [
+        ("allocation", True, {"whole": 10, "holes": 2}),  # singles only, and only those with scores everywhere
+        ("mask", True, {"whole": 12, "holes": 4}),  # and the uniform blends
+        ("mask", False, {"whole": 6, "holes": 2}),
+    ],
+)
+def test_what_an_encoding_cannot_express_has_no_genome(encoding, offsets, expected, missing):
+    found = contest(random_table(GRAPH, CRITERIA, 1, missing), encoding, offsets)
+    expressed = [baseline for baseline in found.baselines() if baseline.genome is not None]
+    for baseline in expressed:
+        found.encoding.space.check(baseline.genome)
+        assert phenotype(found, baseline.genome) == pack(baseline.masks[0]), baseline.name
+    assert len(expressed) == expected["holes" if missing else "whole"]
 
 
 def test_a_single_criterion_goes_by_its_own_scores():

@@ -100,10 +100,10 @@ def text(change):
         (text(lambda d: d["groups"][0]["scores"].pop()), r"groups\.0: .*group 'stem\.0' has 4 channels but 3 scores"),
         (text(lambda d: d["groups"][0]["scores"].__setitem__(2, math.nan)), r"groups\.0\.scores\.2: .*finite number"),
         (text(lambda d: d["groups"][0].update(offset=math.inf)), r"groups\.0\.offset: .*finite number"),
-        (text(lambda d: d["groups"][0].update(candidates=[])), r"groups\.0\.candidates: .*at least 1 item"),
+        (text(lambda d: d["groups"][0].pop("candidates")), r"groups\.0\.candidates: Field required"),
         (
-            text(lambda d: d["groups"][0]["candidates"][0].update(factor=-0.1)),
-            r"groups\.0\.candidates\.0\.factor: .*greater than or equal to 0",
+            text(lambda d: d["groups"][0]["candidates"][0].update(factor=-1.1)),
+            r"groups\.0\.candidates\.0\.factor: .*greater than or equal to -1",
         ),
     ],
 )

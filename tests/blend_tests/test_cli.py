@@ -61,6 +61,13 @@ def refused(capsys, *arguments):
         (["digits", "--reduction", "abc"], "reduction must be a number, got 'abc'"),
         (["digits", "--cost", "latenzy"], "cost must be"),
         (["digits", "--encoding", "clusters"], "did you mean 'cluster'?"),
+        (["digits", "--signed"], "signed must be used with encoding 'direct', got True with 'cluster'"),
+        (["digits", "--base", "l1"], "base must be used with encoding 'allocation', got 'l1' with 'cluster'"),
+        (["digits", "--strategy", "agin"], "did you mean 'aging'?"),
+        (["digits", "--strategy", "swap"], "strategy 'swap' must be used with encoding 'mask', got 'cluster'"),
+        (["digits", "--time", "2 hours"], "time must be a duration like 90s, 45m, 2h or 1h30m, got '2 hours'"),
+        (["digits", "--target", "good"], "target must be a number, metric=NUMBER or fitness=NUMBER, got 'good'"),
+        (["digits", "--patience", "0"], "patience must be at least 1, got 0"),
         (["digits", "--clusters", "0"], "clusters must be a number of at least 1 or 'silhouette', got '0'"),
         (["digits", "--workers", "0"], "workers must be at least 1, got 0"),
         (["digits", "--population", "3"], "population must be at least 4, got 3"),
@@ -107,6 +114,15 @@ def test_search_refuses_a_task_file(capsys, runs, tmp_path, change, complaint):
 def test_search_refuses_what_the_floors_make_impossible(capsys, runs):
     complaint = refused(capsys, "search", f"{TASK_FILE}:small", "--reduction", "0.999", "--runs-dir", runs)
     assert "the largest possible is 0.9" in complaint
+    assert not runs.exists()
+
+
+def test_search_refuses_a_base_that_cannot_rank_every_group(capsys, runs, tmp_path):
+    (tmp_path / "task.py").write_text(SOURCE.replace("nn.BatchNorm2d(16)", "nn.Identity()"))
+    task = f"{tmp_path / 'task.py'}:small"
+    asked = ("--encoding", "allocation", "--base", "bn_scale", "--criteria", "l1,bn_scale", "--runs-dir", runs)
+    complaint = refused(capsys, "search", task, *asked)
+    assert "bn_scale" in complaint
     assert not runs.exists()
 
 

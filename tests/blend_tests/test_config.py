@@ -21,6 +21,18 @@ def test_text_from_a_command_line_is_understood():
     assert search_config(task="digits", seed=MAX_SEED).seed == MAX_SEED
 
 
+def test_limits_are_kept_in_one_form():
+    config = search_config(task="digits", time="1h30m", target="0.9", patience="5")
+    assert (config.time, config.target, config.patience) == (5400.0, "metric=0.9", 5)
+    assert SearchConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_where_there_is_a_time_evaluations_are_hardly_a_limit():
+    assert search_config(task="digits").evaluations == 600
+    assert search_config(task="digits", time="2h").evaluations == 100_000
+    assert search_config(task="digits", time="2h", evaluations=50).evaluations == 50
+
+
 def test_it_never_changes():
     config = search_config(task="digits")
     with pytest.raises(ValidationError, match="frozen"):
@@ -37,16 +49,20 @@ def test_it_never_changes():
         ("reduction", "half", "a number"),
         ("cost", "flops", "'macs' or 'params'"),
         ("allocation", "locl", "'global' or 'uniform'"),
-        ("encoding", "both", "'cluster' or 'shared'"),
+        ("encoding", "both", "'cluster', 'shared', 'direct', 'allocation' or 'mask'"),
         ("normalisation", "log", "'rank', 'minmax' or 'z'"),
         ("clusters", 0, "at least 1 or 'silhouette'"),
         ("clusters", "many", "at least 1 or 'silhouette'"),
         ("clustering", "dbscan", "'agglomerative' or 'kmeans'"),
         ("fitness", "accuracy", "'loss' or 'metric'"),
+        ("strategy", "gaa", "'ga', 'aging', 'cma', 'greedy', 'swap' or 'random'"),
         ("population", 3, "at least 4"),
         ("population", "some", "a whole number"),
         ("evaluations", 0, "at least 1"),
         ("generations", 0, "at least 1"),
+        ("time", "soon", "must be a duration like 90s, 45m, 2h or 1h30m"),
+        ("target", "much", "must be a number, metric=NUMBER or fitness=NUMBER"),
+        ("patience", 0, "at least 1"),
         ("seed", -1, "at least 0"),
         ("seed", MAX_SEED + 1, str(MAX_SEED)),
         ("workers", 0, "at least 1"),
@@ -71,6 +87,21 @@ def test_errors_name_parameter_rule_and_value(name, value, rule):
 def test_a_criterion_that_is_named_twice_is_refused():
     with pytest.raises(InputError, match="criteria must be different from one another, got 'l1' twice"):
         search_config(task="digits", criteria=("l1", "l2", "l1"))
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"encoding": "shared", "signed": True}, "signed must be used with encoding 'direct', got True with 'shared'"),
+        ({"strategy": "swap"}, "strategy 'swap' must be used with encoding 'mask', got 'cluster'"),
+        ({"base": "l1"}, "base must be used with encoding 'allocation', got 'l1' with 'cluster'"),
+        ({"encoding": "allocation", "base": "cap"}, "criteria must hold the base 'cap', got l1,l2"),
+        ({"encoding": "allocation", "allocation": "uniform"}, "equal shares leave nothing to search"),
+    ],
+)
+def test_parameters_that_contradict_each_other(values, complaint):
+    with pytest.raises(InputError, match=re.escape(complaint)):
+        search_config(**{"task": "digits", "criteria": ("l1", "l2"), **values})
 
 
 def test_unknown_and_missing_parameters():

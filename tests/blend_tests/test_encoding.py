@@ -3,8 +3,9 @@ import random
 import numpy as np
 import pytest
 
-from blend.encoding import ClusterEncoding, SharedEncoding
-from blend.formula import GroupFormula, normalised
+from blend.encoding import AllocationEncoding, ClusterEncoding, DirectEncoding, MaskEncoding, SharedEncoding
+from blend.errors import InputError
+from blend.formula import Blender, GroupFormula, normalised
 from criteria import Cluster, ScoreTable
 
 CLUSTERS = {
@@ -46,13 +47,75 @@ def test_a_genome_of_shared_factors_solved_by_hand():
     assert fixed.decode([0.5, 0.25, 0.25]) == {name: GroupFormula(part.factors) for name, part in expected.items()}
 
 
+def test_a_genome_of_direct_factors_solved_by_hand():
+    free, fixed = DirectEncoding(TABLE, ["g", "h"]), DirectEncoding(TABLE, ["g", "h"], offsets=False, signed=True)
+    assert [len(block) for block in free.space.blocks] == [4, 3]
+    assert [len(block) for block in fixed.space.blocks] == [3, 2]
+    assert free.decode([0.5, 0.25, 0.25, 0.1, 0.0, 0.3, -0.1]) == {
+        "g": GroupFormula(normalised({"a": 0.5, "b": 0.25, "c": 0.25}), 0.1),
+        "h": GroupFormula((("c", 1.0),), -0.1),
+    }
+    assert fixed.decode([-0.5, 0.25, 0.25, 0.0, -0.3]) == {
+        "g": GroupFormula((("a", -0.5), ("b", 0.25), ("c", 0.25))),
+        "h": GroupFormula((("c", -1.0),)),
+    }
+    assert min(fixed.space.sample(random.Random(0))) < 0 <= min(free.space.sample(random.Random(0))[:3])
+
+
+def test_a_negative_factor_speaks_against():
+    blender = Blender(TABLE)
+    against = blender.scores({"g": GroupFormula((("a", -1.0),), 0.5)})["g"]
+    assert against == pytest.approx([0.5 + 5 / 6, 1.0, 0.5 + 1 / 6])
+    balanced = blender.scores({"g": GroupFormula((("a", -0.75), ("b", 0.25)))})["g"]
+    assert balanced == pytest.approx([5 / 6, 3 / 6, 1 / 6])
+
+
+def test_allocations_solved_by_hand():
+    searched, fixed = AllocationEncoding(TABLE, ["g", "h"]), AllocationEncoding(TABLE, ["g", "h"], "c")
+    assert searched.criteria == ("a", "c")  # b does not rank h
+    assert [len(block) for block in searched.space.blocks] == [1, 1, 1]
+    assert [len(block) for block in fixed.space.blocks] == [1, 1]
+    expected = {"g": GroupFormula((("c", 1.0),), 0.1), "h": GroupFormula((("c", 1.0),), -0.2)}
+    assert searched.decode([1.0, 0.1, -0.2]) == fixed.decode([0.1, -0.2]) == expected
+    alone = {"g": {"c": 1.0}, "h": {"c": 1.0}}
+    assert searched.encode(alone, {"g": 0.1, "h": -0.2}) == [1.0, 0.1, -0.2]
+    assert fixed.encode(alone, {"g": 0.1, "h": -0.2}) == [0.1, -0.2]
+    assert fixed.encode({"g": {"a": 1.0}, "h": {"a": 1.0}}, {}) is None
+    assert searched.encode({"g": {"a": 1.0}, "h": {"c": 1.0}}, {}) is None
+    assert searched.encode(searched.uniform_factors(), {}) is None
+
+
+def test_an_allocation_needs_a_criterion_that_ranks_every_group():
+    with pytest.raises(InputError, match="base must rank every group, but 'b' cannot rank 'h'"):
+        AllocationEncoding(TABLE, ["g", "h"], "b")
+    table = ScoreTable(["a", "b"], ["g", "h"], {("a", "g"): VALUES, ("b", "h"): VALUES})
+    with pytest.raises(InputError, match="needs a criterion that ranks every group"):
+        AllocationEncoding(table, ["g", "h"])
+
+
+def test_masks_solved_by_hand():
+    free, fixed = MaskEncoding(Blender(TABLE), ["g", "h"]), MaskEncoding(Blender(TABLE), ["g", "h"], offsets=False)
+    assert [len(block) for block in free.space.blocks] == [3, 3]
+    genome = [0.3, 0.1, 0.9, -0.5, 0.0, 2.0]
+    assert Blender(TABLE).scores(free.decode(genome))["g"].tolist() == genome[:3]
+    assert Blender(TABLE).scores(fixed.decode(genome))["h"] == pytest.approx([1 / 6, 3 / 6, 5 / 6])
+    factors = {"g": {"a": 1.0}, "h": {"c": 1.0}}
+    assert free.encode(factors, {"h": 0.5}) == pytest.approx([1 / 6, 3 / 6, 5 / 6, 4 / 6, 1.0, 0.5 + 5 / 6])
+    assert fixed.encode(factors, {"h": 0.5}) == pytest.approx([1 / 6, 3 / 6, 5 / 6] * 2)
+    assert free.encode({"g": {"a": 1.0}, "h": {}}, {}) is None
+
+
 def encodings(offsets):
-    return ClusterEncoding(CLUSTERS, offsets), SharedEncoding(TABLE, ["g", "h"], offsets)
+    return (
+        ClusterEncoding(CLUSTERS, offsets),
+        SharedEncoding(TABLE, ["g", "h"], offsets),
+        DirectEncoding(TABLE, ["g", "h"], offsets),
+    )
 
 
 @pytest.mark.parametrize("offsets", [True, False])
 def test_factors_and_offsets_come_back_exactly(offsets):
-    cluster, shared = encodings(offsets)
+    cluster, shared, direct = encodings(offsets)
     shifts = {"g": 0.125, "h": -1 / 3}
     kept = shifts if offsets else {"g": 0.0, "h": 0.0}
     for encoding, factors in (
@@ -60,7 +123,8 @@ def test_factors_and_offsets_come_back_exactly(offsets):
         (cluster, {"g": {"c": 1.0}, "h": {"c": 1.0}}),
         (shared, {"g": {"a": 0.3, "b": 0.1, "c": 0.9}, "h": {"a": 0.3, "c": 0.9}}),
         (shared, {"g": {"a": 1.0}, "h": {"a": 1.0}}),
-        *((encoding, encoding.uniform_factors()) for encoding in (cluster, shared)),
+        (direct, {"g": {"a": 0.3, "c": 0.9}, "h": {"a": 0.7}}),
+        *((encoding, encoding.uniform_factors()) for encoding in (cluster, shared, direct)),
     ):
         genome = encoding.encode(factors, shifts)
         encoding.space.check(genome)
@@ -95,6 +159,7 @@ def test_the_strongest_of_a_cluster_speaks():
 
 
 def test_the_uniform_blend():
-    cluster, shared = encodings(True)
+    cluster, shared, direct = encodings(True)
     assert cluster.uniform_factors() == {"g": {"a": 1.0, "c": 1.0}, "h": {"c": 1.0}}
     assert shared.uniform_factors() == {"g": {"a": 1.0, "b": 1.0, "c": 1.0}, "h": {"a": 1.0, "c": 1.0}}
+    assert direct.uniform_factors() == shared.uniform_factors()

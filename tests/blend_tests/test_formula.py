@@ -29,6 +29,7 @@ def test_factors_are_proportions():
     assert normalised({"a": 0.3, "b": 0.1}) == normalised({"a": 0.6, "b": 0.2})
     assert normalised({"a": 0.0, "b": 0.0}) == (("a", 0.5), ("b", 0.5))
     assert normalised({"a": 0.0, "b": 0.0}) == normalised({"a": 1.0, "b": 1.0})
+    assert normalised({"a": -3.0, "b": 1.0}) == (("a", -0.75), ("b", 0.25))
 
 
 def test_blends_solved_by_hand():

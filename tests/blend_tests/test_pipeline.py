@@ -6,16 +6,21 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from blend.blended import BlendedCriterion
 from blend.config import search_config
-from blend.errors import InputError
+from blend.course import course
+from blend.errors import InputError, Interrupted
 from blend.pipeline import resume, start
-from blend.report import summary
+from blend.report import print_course, print_result, summary
 from blend.runs import EXPORT, FIGURE, SCORES, Run
+from blend.signals import Interruption
+from criteria import ScoreTable
+from tests.search_tests.toy import Inline
 
 TASK = f"{Path(__file__).parent / 'task_file.py'}:small"
 CRITERIA = ("l1", "fpgm", "bn_scale", "taylor_fo", "apoz")
@@ -174,6 +179,95 @@ def test_uniform_allocation_takes_the_same_share_of_every_group(tmp_path):
     criterion = BlendedCriterion.load(run.folder / EXPORT)
     assert {group.offset for group in criterion.groups} == {0.0}
     assert run.status == "finished"
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Evaluates without worker processes, which take seconds to start."""
+    monkeypatch.setattr("blend.pipeline.LocalExecutor", lambda workers: nullcontext(Inline()))
+
+
+VARIETIES = [
+    {"strategy": "cma", "encoding": "direct", "signed": True},
+    {"strategy": "cma", "encoding": "allocation"},
+    {"strategy": "aging", "encoding": "cluster"},
+    {"strategy": "greedy", "encoding": "allocation", "base": "l1"},
+    {"strategy": "swap", "encoding": "mask"},
+    {"strategy": "random", "encoding": "shared"},
+]
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("changes", VARIETIES, ids=lambda changes: "-".join(map(str, changes.values())))
+def test_every_strategy_and_encoding(tmp_path, changes, monkeypatch):
+    asked = config(**changes, evaluations=40, random_search=False)
+    whole = start(asked, tmp_path / "whole")
+    about = summary(whole)
+    base = changes.get("base")
+    singles = [b["fitness"] for b in about["baselines"] if b["kind"] == "single" and base in (None, b["name"])]
+    assert about["best"]["fitness"] >= max(singles)
+
+    criterion = BlendedCriterion.load(whole.folder / EXPORT)
+    table = ScoreTable.load(whole.folder / SCORES)
+    if changes["encoding"] == "mask":
+        assert all(group.candidates == () and len(set(group.scores)) > 1 for group in criterion.groups)
+        with pytest.raises(InputError, match="scores must be frozen"):
+            criterion.recomputed_scores(table)
+    else:
+        recomputed = criterion.recomputed_scores(table)
+        for group in criterion.groups:
+            assert recomputed[group.name].tolist() == list(group.scores)
+            assert sum(abs(candidate.factor) for candidate in group.candidates) == pytest.approx(1.0)
+            assert base in (None, group.candidates[0].criterion)
+
+    monkeypatch.setattr(Interruption, "requested", lambda self: self.run.counts()["generations_done"] == 1)
+    with pytest.raises(Interrupted):
+        start(asked, tmp_path / "cut")
+    monkeypatch.setattr(Interruption, "requested", lambda self: False)
+    assert Run(tmp_path / "cut").counts()["generations_done"] == 1
+    assert_same(resume(Run(tmp_path / "cut")), whole)
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize(
+    ("limits", "ended", "words"),
+    [
+        ({"time": "0.001"}, "time", "its time of 0s is over"),
+        ({"target": "0.3"}, "target", "the target metric=0.3 is reached"),
+        ({"patience": 1}, "patience", "no improvement in 1 generation"),
+        ({"generations": 2}, "generations", "2 generations done"),
+    ],
+)
+def test_the_reason_for_ending_is_recorded_and_shown(tmp_path, capsys, limits, ended, words):
+    run = start(config(**limits, evaluations=400), tmp_path / "run")
+    assert f"the search has ended: {words}" in capsys.readouterr().err
+    about = summary(run)
+    assert about["ended"] == ended
+    searched = about["evaluations"]
+    assert searched < 400
+    assert len([e for e in run.evaluations() if e.phase == "random"]) == searched  # the control gets as many
+    print_result(run)
+    print_course(run)
+    err = capsys.readouterr().err
+    assert f"The search ended: {words}." in err
+    assert "different masks" in err
+    records = course(run)
+    assert [record["generation"] for record in records] == list(range(about["generation"]))
+    assert records[-1]["best"] == about["best"]["fitness"]
+    assert 0 < records[-1]["masks"] <= records[-1]["genomes"] <= 1
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_search_that_ran_out_of_time_is_not_searched_on_by_resuming(tmp_path, monkeypatch):
+    asked = config(time="0.001", evaluations=400)
+    monkeypatch.setattr(Interruption, "requested", lambda self: self.run.get("search-ended") is not None)
+    with pytest.raises(Interrupted):
+        start(asked, tmp_path / "cut")
+    monkeypatch.setattr(Interruption, "requested", lambda self: False)
+    before = [e for e in history(Run(tmp_path / "cut")) if e[1] == "search"]
+    run = resume(Run(tmp_path / "cut"))
+    assert [e for e in history(run) if e[1] == "search"] == before
+    assert summary(run)["ended"] == "time"
 
 
 def launch(folder, workers, task=TASK):

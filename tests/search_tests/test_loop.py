@@ -1,20 +1,18 @@
 import json
 import math
+import struct
 from dataclasses import astuple, replace
 
 import pytest
 
-from search import WORST_FITNESS, Archive, Evolution, LocalExecutor, RandomSearch, SearchError, search
+from search import STRATEGIES, WORST_FITNESS, Archive, Evolution, LocalExecutor, RandomSearch, SearchError, search
+from search.loop import EXHAUSTED
 
 from .toy import INITIAL, SPACE, DyingSphere, Inline, Sphere, fitness, sphere, unpack
 
 
-def new_strategy(kind=Evolution):
-    return (
-        RandomSearch(SPACE, population=8, seed=1)
-        if kind is RandomSearch
-        else Evolution(SPACE, population=8, seed=1, initial=INITIAL)
-    )
+def new_strategy(kind="ga"):
+    return STRATEGIES[kind](SPACE, population=8, seed=1, initial=() if kind == "random" else INITIAL)
 
 
 def run(evaluations=30, strategy=None, archive=None, executor=None, objective=None, **kwargs):
@@ -71,7 +69,7 @@ def test_equal_phenotypes_inside_a_generation_are_computed_once():
     assert archive.history()[1].seconds == 0.0
 
 
-@pytest.mark.parametrize("kind", [Evolution, RandomSearch])
+@pytest.mark.parametrize("kind", [name for name in STRATEGIES if name != "swap"])  # it needs another space
 def test_the_same_for_one_and_two_workers_and_in_the_driver(kind):
     outcomes = [outcome(*run(28, new_strategy(kind))[:2])]
     for workers in (1, 2):
@@ -87,12 +85,12 @@ def test_killed_workers_change_nothing(tmp_path):
     assert outcome(*survived[:2]) == outcome(*run(28, objective=Sphere(digits=0))[:2])
 
 
-@pytest.mark.parametrize("kind", [Evolution, RandomSearch])
+@pytest.mark.parametrize("kind", [name for name in STRATEGIES if name != "swap"])  # it needs another space
 @pytest.mark.parametrize("stop", [0, 1, 2, 3, 4])
 def test_stopped_and_resumed_is_as_never_stopped(kind, stop):
     whole = outcome(*run(37, new_strategy(kind))[:2])
-    strategy, archive, ended = new_strategy(kind), Archive(), ""
-    strategy, archive, ended = run(37, strategy, archive, should_stop=lambda: strategy.generation == stop)
+    strategy, archive = new_strategy(kind), Archive()
+    _, _, ended = run(37, strategy, archive, should_stop=lambda: [None, "stopped"][strategy.generation == stop])
     assert (ended, strategy.generation) == ("stopped", stop)
     resumed = new_strategy(kind)
     resumed.load_state_dict(json.loads(json.dumps(strategy.state_dict())))
@@ -189,7 +187,53 @@ def test_a_last_generation_of_one_may_fail():
     assert archive.history()[-1].error == "OSError: disk full"
 
 
-@pytest.mark.parametrize(("name", "value"), [("evaluations", 0), ("generations", 0)])
+def test_a_target_ends_it_at_the_first_generation_that_reaches_it():
+    _, archive, ended = run(400, target=lambda best: best.fitness >= -1.0)
+    assert ended == "target"
+    last = archive.history()[-1].generation
+    assert max(e.fitness for e in archive if e.generation < last) < -1.0 <= archive.best().fitness
+    assert run(400, target=lambda best: best.fitness > 0.0)[2] == "evaluations"
+    assert run(16, target=lambda best: best.generation == 0)[2] == "target"
+
+
+def test_patience_ends_it_after_so_many_generations_without_a_better_one():
+    def step_like(phenotype):
+        return {"fitness": float(round(fitness(unpack(phenotype))))}
+
+    for patience in (1, 2, 4):
+        strategy, archive, ended = run(4000, objective=Sphere(step_like), patience=patience)
+        assert ended == "patience"
+        assert strategy.generation - 1 - archive.best().generation == patience
+
+
+@pytest.mark.parametrize("kind", [name for name in STRATEGIES if name != "swap"])
+def test_a_space_that_is_exhausted_ends_it(kind):
+    class Coarse(Sphere):
+        def phenotype(self, genome):
+            return struct.pack(f"{len(SPACE)}d", *([float(genome[1] > 0)] * len(SPACE)))
+
+    strategy, archive, ended = run(10_000, new_strategy(kind), objective=Coarse())
+    assert ended == "exhausted"
+    assert archive.unique == 2
+    found = max(e.generation for e in archive if not e.cached)
+    assert strategy.generation - 1 - found == EXHAUSTED
+
+
+@pytest.mark.parametrize("limits", [{"patience": 2}, {"target": lambda best: best.fitness > -0.6}])
+def test_a_resumed_search_ends_where_it_would_have_ended(limits):
+    whole = run(400, **limits)
+    for stop in range(whole[0].generation):
+        strategy, archive = new_strategy(), Archive()
+        strategy, archive, ended = run(
+            400, strategy, archive, should_stop=lambda s=strategy, at=stop: [None, "time"][s.generation == at], **limits
+        )
+        assert ended == "time"
+        resumed = run(400, strategy, archive, **limits)
+        assert resumed[2] == whole[2]
+        assert outcome(*resumed[:2]) == outcome(*whole[:2])
+
+
+@pytest.mark.parametrize(("name", "value"), [("evaluations", 0), ("generations", 0), ("patience", 0)])
 def test_wrong_budgets_are_refused(name, value):
     with pytest.raises(SearchError, match=f"{name} must be at least 1, got 0"):
         run(**{name: value})

@@ -4,7 +4,7 @@ import pytest
 
 from search import Choice, Real, Space
 from search.individual import Individual
-from search.variation import cross_blocks, mutate
+from search.variation import cross_blocks, exchange, exchangeable, mutate
 
 SPACE = Space(((Choice(3), Real(0.0, 1.0, 0.2)), (Real(-2.0, 2.0, 0.5), Choice(1)), (Choice(2),)))
 LOW, HIGH = [0.0, 0.0, -2.0, 0.0, 0.0], [2.0, 1.0, 2.0, 0.0, 1.0]
@@ -67,3 +67,16 @@ def test_strength_scales_the_steps():
 def test_a_space_of_one_point_stays():
     space = Space(((Choice(1),),))
     assert mutate(Individual([0.0]), space, 1.0) == ([0.0],)
+
+
+def test_an_exchange_is_between_genes_of_the_same_kind_in_the_same_block():
+    real = Real(0.0, 1.0, 0.2)
+    space = Space(((real, Choice(2), real, real), (real, Choice(2), Choice(2)), (real,)))
+    assert exchangeable(space) == [[0, 2, 3], [5, 6]]
+    start = [0.1, 0.0, 0.2, 0.3, 0.4, 0.0, 1.0, 0.5]
+    seen = set()
+    for _ in range(200):
+        individual = Individual(start)
+        assert exchange(individual, space) == (individual,)
+        seen.add(tuple(index for index in range(8) if individual[index] != start[index]))
+    assert seen == {(0, 2), (0, 3), (2, 3), (5, 6)}

@@ -18,6 +18,21 @@ def fitness(genome):
     return -sum(float(a != b) if isinstance(gene, Choice) else (a - b) ** 2 for gene, a, b in pairs)
 
 
+ORDER = Space(((Real(-1.0, 2.0, 0.2),) * 9,) * 4)
+"""Four blocks of nine scores."""
+
+WINNERS = [{0, 2, 4, 6}, {1, 3, 5, 7}, {0, 1, 2, 3}, {5, 6, 7, 8}]
+ORDERS = [[(place + 0.5) / 9 for place in range(9)] * 4, [(place * 4 % 9 + 0.5) / 9 for place in range(9)] * 4]
+
+
+def hits(genome):
+    """Minus about how many of the four highest of each block are the wrong ones; 0 at best, -18 at worst."""
+    blocks = [genome[part] for part in ORDER.slices]
+    highest = [set(sorted(range(9), key=lambda place: block[place])[-4:]) for block in blocks]
+    wrong = [right - found for found, right in zip(highest, WINNERS, strict=True)]
+    return -sum(1.0 + place / 100 + block / 1000 for block, places in enumerate(wrong) for place in sorted(places))
+
+
 def unpack(phenotype):
     return struct.unpack(f"{len(SPACE)}d", phenotype)
 

@@ -1,0 +1,96 @@
+"""When a search ends, other than by its evaluations: as people write it, and as they read it."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from search.archive import Evaluation
+from search.loop import EXHAUSTED
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_PART = r"(\d+(?:\.\d+)?)([smhd])"
+QUANTITIES = ("metric", "fitness")
+
+
+def seconds_of(text: str | float) -> float:
+    """Seconds of a duration like ``90``, ``45s``, ``1.5h`` or ``1h30m``.
+
+    Raises:
+        ValueError: If it is none, or not longer than nothing.
+    """
+    written = str(text).strip().lower()
+    if re.fullmatch(f"({_PART})+", written):
+        seconds = sum(float(number) * _UNITS[unit] for number, unit in re.findall(_PART, written))
+    else:
+        try:
+            seconds = float(written)
+        except ValueError:
+            seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"must be a duration like 90s, 45m, 2h or 1h30m, got '{text}'")
+    return seconds
+
+
+def duration(seconds: float) -> str:
+    """A duration as people write it, with its two largest units: ``1h30m``."""
+    left, parts = round(seconds), []
+    for unit, size in reversed(_UNITS.items()):
+        count, left = divmod(left, int(size))
+        parts += [f"{count}{unit}"] if count else []
+    return "".join(parts[:2]) or "0s"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the best candidate has to reach on held-out data.
+
+    Attributes:
+        quantity: ``metric`` or ``fitness``.
+        value: At least that.
+    """
+
+    quantity: str
+    value: float
+
+    @classmethod
+    def parse(cls, text: str | float) -> Target:
+        """Reads ``metric=0.9``, ``fitness=-0.3`` or ``0.9``, which is the metric.
+
+        Raises:
+            ValueError: If it is none of these.
+        """
+        quantity, equals, number = str(text).rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or (equals and quantity not in QUANTITIES):
+            raise ValueError(f"must be a number, metric=NUMBER or fitness=NUMBER, got '{text}'")
+        return cls(quantity or "metric", value)
+
+    def __str__(self) -> str:
+        return f"{self.quantity}={self.value:g}"
+
+    def is_reached(self, best: Evaluation) -> bool:
+        """Whether a candidate reaches it."""
+        return float(best.fitness if self.quantity == "fitness" else best.details["metric"]) >= self.value
+
+
+def generations(count: int | None) -> str:
+    """So many generations, in words."""
+    return f"{count} generation{'' if count == 1 else 's'}"
+
+
+def ending(reason: str, config: Any) -> str:
+    """Why a search ended, in words."""
+    return {
+        "evaluations": f"all {config.evaluations} evaluations are spent",
+        "generations": f"{generations(config.generations)} done",
+        "time": f"its time of {duration(config.time or 0.0)} is over",
+        "target": f"the target {config.target} is reached",
+        "patience": f"no improvement in {generations(config.patience)}",
+        "exhausted": f"nothing new in {generations(EXHAUSTED)}: it knows all that it can propose",
+    }[reason]

@@ -1,0 +1,55 @@
+import pytest
+
+from blend.limits import Target, duration, ending, seconds_of
+from search.archive import Evaluation
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds", "again"),
+    [
+        ("90", 90, "1m30s"), (45, 45, "45s"), ("45s", 45, "45s"), ("2h", 7200, "2h"), ("1.5h", 5400, "1h30m"),
+        ("1h30m", 5400, "1h30m"), ("1d2h3m", 93780, "1d2h"), (" 2H ", 7200, "2h"), ("0.2", 0.2, "0s"),
+    ],
+)  # fmt: skip
+def test_durations(text, seconds, again):
+    assert seconds_of(text) == seconds
+    assert duration(seconds_of(text)) == again
+
+
+@pytest.mark.parametrize("text", ["", "soon", "0", "-1", "0s", "nan", "inf", "2 h", "1h30", "h"])
+def test_what_is_no_duration_is_refused(text):
+    with pytest.raises(ValueError, match=f"must be a duration like 90s, 45m, 2h or 1h30m, got '{text}'"):
+        seconds_of(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "again"),
+    [("0.9", "metric=0.9"), (1, "metric=1"), ("metric=0.5", "metric=0.5"), ("fitness=-3e-1", "fitness=-0.3")],
+)
+def test_targets(text, again):
+    assert str(Target.parse(text)) == again
+    assert Target.parse(again) == Target.parse(text)
+
+
+@pytest.mark.parametrize("text", ["", "much", "nan", "loss=1", "=1", "metric=", "metric=inf"])
+def test_what_is_no_target_is_refused(text):
+    with pytest.raises(ValueError, match="must be a number, metric=NUMBER or fitness=NUMBER"):
+        Target.parse(text)
+
+
+def test_a_target_is_reached_by_what_it_names():
+    best = Evaluation(0, "search", 0, (0.0,), b"", -0.4, {"metric": 0.8}, 0.0, False, None)
+    assert Target.parse("0.8").is_reached(best)
+    assert not Target.parse("0.81").is_reached(best)
+    assert Target.parse("fitness=-0.4").is_reached(best)
+    assert not Target.parse("fitness=-0.39").is_reached(best)
+
+
+def test_every_reason_has_words():
+    class Config:
+        evaluations, generations, time, target, patience = 600, 9, 5400.0, "metric=0.9", 5
+
+    reasons = ("evaluations", "generations", "time", "target", "patience", "exhausted")
+    words = {reason: ending(reason, Config) for reason in reasons}
+    assert words["time"] == "its time of 1h30m is over"
+    assert len(set(words.values())) == 6
