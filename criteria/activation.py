@@ -15,6 +15,7 @@ from criteria.views import GroupStats
     family="activation",
     needs={"activation"},
     reference="Molchanov et al., ICLR 2017, arXiv:1611.06440",
+    claims=DEFAULT_CLAIMS - {"dead-last"},  # signed without a ReLU, and then less than nothing
 )
 def mean_activation(stats: GroupStats) -> Tensor:
     """Mean activation over images and positions.

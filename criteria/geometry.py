@@ -33,7 +33,13 @@ def fpgm(stats: GroupStats) -> Tensor:
     return torch.cdist(weight, weight).sum(1)
 
 
-@register("fermat", family="geometry", needs={"weight"}, reference="Huang et al., 2021, arXiv:2004.11627")
+@register(
+    "fermat",
+    family="geometry",
+    needs={"weight"},
+    reference="Huang et al., 2021, arXiv:2004.11627",
+    claims=DEFAULT_CLAIMS - {"dead-last"},  # the point need not be at 0, and moves with what the duplicate replaces
+)
 def fermat(stats: GroupStats, *, iterations: int = 1000) -> Tensor:
     r"""Distance to the layer's Fermat point, :math:`\|W_i - W^*\|_2,\ W^* = \arg\min_x \sum_j \|W_j - x\|_2`.
 
@@ -76,7 +82,13 @@ def cosine(stats: GroupStats) -> Tensor:
     return (1 - _cosines(stats.weight)).fill_diagonal_(0).sum(1)
 
 
-@register("whc", family="geometry", needs={"weight"}, reference="Chen et al., 2023, arXiv:2302.08185")
+@register(
+    "whc",
+    family="geometry",
+    needs={"weight"},
+    reference="Chen et al., 2023, arXiv:2302.08185",
+    claims=DEFAULT_CLAIMS | {"duplicate-lower"},
+)
 def whc(stats: GroupStats) -> Tensor:
     r"""Norm times norm-weighted dissimilarity, :math:`\|W_i\| \sum_j \|W_j\| (1 - |\cos(W_i, W_j)|)`.
 
