@@ -115,10 +115,10 @@ NETWORKS = {
 SHAPES = {"unet": (2, 16, 16), "unet3d": (2, 8, 8, 8), "conv1d": (2, 20), "mlp": (6,)}
 
 
-def build(name, seed=0):
-    """An untrained network in evaluation mode, every norm of which does something."""
+def build(name, maker=None, seed=0):
+    """An untrained network in evaluation mode, every norm of which does something; of another maker if there is one."""
     torch.manual_seed(seed)
-    model = NETWORKS[name]().eval()
+    model = (maker or NETWORKS[name])().eval()
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)):
