@@ -24,7 +24,11 @@ def vgg_bn():
 
 def mobilenetv2():
     blocks = [InvertedResidual(5, 8, 6, 2), InvertedResidual(6, 9, 6), InvertedResidual(6, 7, 8)]
-    return nn.Sequential(conv_bn(3, 5), nn.ReLU6(), *blocks, conv_bn(8, 10, 1), nn.ReLU6(), Head(10))
+    model = nn.Sequential(conv_bn(3, 5), nn.ReLU6(), *blocks, conv_bn(8, 10, 1), nn.ReLU6(), Head(10))
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)  # as it is made, most channels are dead on the data
+    return model
 
 
 # The built-in networks have hundreds of channels even where they are narrow; these are of the same parts.
