@@ -66,11 +66,12 @@ def degenerate(trial: Trial) -> Found:
 
 @_claimed("distinct")
 def ties(trial: Trial) -> Found:
-    """Different channels get different scores."""
+    """Different channels get different scores; but two of them are equally far from one another."""
     found = []
     for specimen in trial.applicable:
+        several = {group.name for group in specimen.graph.groups if group.size > 2}
         constant = [note for note in trial.first[specimen.name].notes if note.reason.startswith("degenerate")]
-        found += [f"{specimen.name}, {note.group}: {note.reason}" for note in constant]
+        found += [f"{specimen.name}, {note.group}: {note.reason}" for note in constant if note.group in several]
         for group, scores in trial.before(specimen).items():
             values = scores[scores != 0] / np.abs(scores).max()  # several may have no importance at all
             if len(values) > (different := len(np.unique(values.round(9)))):
