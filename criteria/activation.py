@@ -7,6 +7,7 @@ from torch import Tensor
 from criteria.claims import DEFAULT_CLAIMS
 from criteria.errors import CriterionValueError
 from criteria.registry import register
+from criteria.scores import RESOLUTION
 from criteria.views import GroupStats
 
 
@@ -88,7 +89,8 @@ def entropy(stats: GroupStats, *, bins: int = 20) -> Tensor:
     r"""Entropy of a channel's spatial means over images, :math:`-\sum_b p_b \ln p_b`.
 
     p is their histogram of equal bins between the channel's own least and largest mean, the upper edge included. The
-    means are held for all images up to a bound, so that the range needs no guess; a channel that never changes has 0.
+    means are held for all images up to a bound, so that the range needs no guess; a channel that never changes has 0,
+    as has one that changes by rounding alone (the means behind an InstanceNorm).
 
     Args:
         stats: ``image_means`` of shape (channels, images).
@@ -107,7 +109,8 @@ def entropy(stats: GroupStats, *, bins: int = 20) -> Tensor:
         raise CriterionValueError(f"bins must be at least 2, got {bins}")
     means = stats.image_means.double()
     low, high = means.amin(1, keepdim=True), means.amax(1, keepdim=True)
-    place = ((means - low) / torch.where(high > low, high - low, 1) * bins).long().clamp(max=bins - 1)
+    constant = high - low <= RESOLUTION * torch.maximum(high.abs(), low.abs())
+    place = ((means - low) / torch.where(constant, torch.inf, high - low) * bins).long().clamp(max=bins - 1)
     shares = F.one_hot(place, bins).double().mean(1)
     entropies: Tensor = torch.special.entr(shares).sum(1)
     return entropies

@@ -117,12 +117,15 @@ def fermat_point(points: Tensor, iterations: int) -> Tensor:
     Where that is one of the points, Weiszfeld's weights are infinite. Hence the best of the points is tried first: it
     is the solution if the others do not pull it away by more than its own multiplicity (Kuhn, 1973). Otherwise a step
     off it, along the pull (Vardi and Zhang, 2000), makes the sum less than at any of the points; the method only ever
-    lessens it, and so never meets one again.
+    lessens it, and so never meets one again. Points on a line are solved by their median: of an even number, all places
+    between the middle two are solutions, and the one halfway is taken, for it does not depend on the points' order.
 
     Args:
         points: shape (points, dimensions), float64.
         iterations: at most.
     """
+    if (halfway := _median_on_a_line(points)) is not None:
+        return halfway
     place = points[torch.cdist(points, points).sum(1).argmin()]
     length = points.new_tensor(torch.inf)
     for _ in range(iterations):
@@ -137,3 +140,14 @@ def fermat_point(points: Tensor, iterations: int) -> Tensor:
         step = (1 - here / pull.norm()).clamp(min=0) if here else 1
         place = place + step * pull / inverse.sum()
     return place
+
+
+def _median_on_a_line(points: Tensor) -> Tensor | None:
+    """The median of points on one line, halfway between the middle two of an even number; None if they are on none."""
+    offsets = points - points[0]
+    farthest = offsets[offsets.norm(dim=1).argmax()]
+    places = offsets @ farthest / farthest.square().sum().clamp(min=torch.finfo(points.dtype).tiny)
+    if (offsets - torch.outer(places, farthest)).abs().max() > 1e-12 * points.abs().max():
+        return None
+    middle = places.argsort()[(len(points) - 1) // 2 : len(points) // 2 + 1]
+    return points[middle].mean(0)
