@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from criteria.claims import DEFAULT_CLAIMS
 from criteria.errors import CriterionError
 from criteria.graph import Member
 from criteria.passes import Network, reading_groups, register_pass, sampled
@@ -16,7 +17,11 @@ _LACKING = "needs a convolution or linear layer that mixes the group's channels;
 
 
 @register_pass(
-    "loss_ablation", family="ablation", reference="Molchanov et al., CVPR 2019, arXiv:1906.10771", lacking=_LACKING
+    "loss_ablation",
+    family="ablation",
+    reference="Molchanov et al., CVPR 2019, arXiv:1906.10771",
+    lacking=_LACKING,
+    claims=DEFAULT_CLAIMS - {"dead-last"},  # signed: without some channels the network does better
 )
 def loss_ablation(network: Network, *, images: int = 128) -> dict[str, Tensor]:
     r"""Rise of the loss without a channel, :math:`L_{-i} - L`.
@@ -42,7 +47,11 @@ def loss_ablation(network: Network, *, images: int = 128) -> dict[str, Tensor]:
 
 
 @register_pass(
-    "accuracy_ablation", family="ablation", reference="Abbasi-Asl and Yu, 2017, arXiv:1705.07356", lacking=_LACKING
+    "accuracy_ablation",
+    family="ablation",
+    reference="Abbasi-Asl and Yu, 2017, arXiv:1705.07356",
+    lacking=_LACKING,
+    claims=DEFAULT_CLAIMS - {"dead-last", "distinct"},  # signed, and in steps of one example
 )
 def accuracy_ablation(network: Network, *, images: int = 128) -> dict[str, Tensor]:
     r"""Fall of the metric without a channel, :math:`M - M_{-i}`.

@@ -6,6 +6,7 @@ from torch import Tensor
 from criteria.claims import DEFAULT_CLAIMS
 from criteria.errors import CriterionValueError
 from criteria.registry import register
+from criteria.scores import RESOLUTION
 from criteria.views import GroupStats
 
 
@@ -14,6 +15,7 @@ from criteria.views import GroupStats
     family="activation",
     needs={"activation"},
     reference="Molchanov et al., ICLR 2017, arXiv:1611.06440",
+    claims=DEFAULT_CLAIMS - {"dead-last"},  # signed without a ReLU, and then less than nothing
 )
 def mean_activation(stats: GroupStats) -> Tensor:
     """Mean activation over images and positions.
@@ -86,7 +88,8 @@ def entropy(stats: GroupStats, *, bins: int = 20) -> Tensor:
     r"""Entropy of a channel's spatial means over images, :math:`-\sum_b p_b \ln p_b`.
 
     p is their histogram of equal bins between the channel's own least and largest mean, the upper edge included. The
-    means are held for all images up to a bound, so that the range needs no guess; a channel that never changes has 0.
+    means are held for all images up to a bound, so that the range needs no guess; a channel that never changes has 0,
+    as has one that changes by rounding alone (the means behind an InstanceNorm).
 
     Args:
         stats: ``image_means`` of shape (channels, images).
@@ -105,7 +108,8 @@ def entropy(stats: GroupStats, *, bins: int = 20) -> Tensor:
         raise CriterionValueError(f"bins must be at least 2, got {bins}")
     means = stats.image_means.double()
     low, high = means.amin(1, keepdim=True), means.amax(1, keepdim=True)
-    place = ((means - low) / torch.where(high > low, high - low, 1) * bins).long().clamp(max=bins - 1)
+    constant = high - low <= RESOLUTION * torch.maximum(high.abs(), low.abs())
+    place = ((means - low) / torch.where(constant, torch.inf, high - low) * bins).long().clamp(max=bins - 1)
     first = bins * torch.arange(len(means), device=means.device)[:, None]  # of each channel's bins, all in a row
     counts = torch.bincount((first + place).flatten(), minlength=bins * len(means)).view(-1, bins)
     entropies: Tensor = torch.special.entr(counts.double() / means.shape[1]).sum(1)

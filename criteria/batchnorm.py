@@ -8,10 +8,13 @@ from criteria.views import GroupStats
 
 @register("bn_scale", family="batchnorm", needs={"batchnorm"}, reference="Liu et al., ICCV 2017, arXiv:1708.06519")
 def bn_scale(stats: GroupStats) -> Tensor:
-    r"""Size of the BatchNorm scale, :math:`|\gamma|`.
+    r"""Size of the BatchNorm scale, :math:`|\gamma|`; of several scales their norm, :math:`\|\gamma\|_2`.
+
+    A channel has several where it owns several positions of the layer's output, as behind a grouped convolution: they
+    go together, and the norm is what a penalty on whole groups looks at.
 
     Args:
-        stats: ``gamma`` of shape (channels,).
+        stats: ``gamma`` of shape (channels, positions).
 
     Returns:
         Scores of shape (channels,), in the unit of the layer's output; higher means keep.
@@ -20,7 +23,7 @@ def bn_scale(stats: GroupStats) -> Tensor:
         Made for networks trained with an L1 penalty on the scales; without it they hardly tell filters apart. Blind to
         what the next layer does with the channel.
     """
-    return stats.gamma.abs()
+    return stats.gamma.square().sum(1).sqrt()
 
 
 @register(

@@ -3,6 +3,8 @@
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
+from criteria.errors import CriterionValueError
+
 CLAIMS: Mapping[str, str] = MappingProxyType(
     {
         "permutation": "permuting the filters of a layer permutes the scores",
@@ -27,6 +29,17 @@ _PRECLUDED: Mapping[str, frozenset[str]] = MappingProxyType(
         "hessian_gradient": frozenset({"batch-split", "dead-last"}),  # per batch, signed
     }
 )
+
+
+def known_claims(name: str, claims: Collection[str]) -> frozenset[str]:
+    """The claims of the criterion ``name``.
+
+    Raises:
+        CriterionValueError: one of them is not among `CLAIMS`.
+    """
+    if unknown := sorted(set(claims) - set(CLAIMS)):
+        raise CriterionValueError(f"claims of {name!r} must be among {', '.join(CLAIMS)}, got {', '.join(unknown)}")
+    return frozenset(claims)
 
 
 def default_claims(needs: Collection[str]) -> frozenset[str]:

@@ -1,16 +1,25 @@
 """Synaptic flow: how much passes through each weight when all are positive and the network is linear; no data."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from criteria.errors import CriterionError
 from criteria.layers import BATCH_NORM, INSTANCE_NORM
 from criteria.streaming import hooks
 
+_SATURATING = frozenset(
+    {
+        *(getattr(where, name) for where in (torch, Tensor) for name in ("sigmoid", "sigmoid_", "tanh", "tanh_")),
+        *(F.sigmoid, F.hardsigmoid, F.tanh, F.hardtanh, F.hardtanh_, F.relu6, F.softsign),
+    }
+)
 _NORMS = (*BATCH_NORM, *INSTANCE_NORM, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
 
 
@@ -19,7 +28,8 @@ def flow_gradients(model: nn.Module, layers: Sequence[str], inputs: Tensor) -> d
 
     R is the sum of the network's outputs for one example of ones, with the absolute value of every parameter, without
     biases, and with every normalisation layer passing on what it gets: evaluated as it is, it would shift and scale
-    the flow by statistics of the data. In float64, for R is a product over all layers.
+    the flow by statistics of the data. So does every function that saturates (the sigmoid of a gate, tanh, ReLU6): the
+    flow is so large that nothing would pass. In float64, for R is a product over all layers.
 
     Args:
         model: the network, in eval mode; it is not touched.
@@ -42,13 +52,24 @@ def flow_gradients(model: nn.Module, layers: Sequence[str], inputs: Tensor) -> d
         if name is None:
             raise CriterionError(f"the weight of {layer!r} must be a parameter to have a gradient, got a computed one")
         weights[layer] = state[name].requires_grad_()
-    with hooks(_passing_on(model)), torch.enable_grad():
+    with hooks(_passing_on(model)), torch.enable_grad(), _Unsaturated():
         ones = torch.ones_like(inputs[:1], dtype=torch.float64)
         flow: Tensor = functional_call(model, state, (ones,)).sum()
     if not flow.requires_grad:
         return {layer: torch.zeros_like(weight) for layer, weight in weights.items()}
     gradients = torch.autograd.grad(flow, list(weights.values()), allow_unused=True, materialize_grads=True)
     return dict(zip(weights, gradients, strict=True))
+
+
+class _Unsaturated(TorchFunctionMode):
+    """Functions that saturate pass on what they get, however the network calls them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The argument of such a function, the result of any other."""
+        kwargs = kwargs or {}
+        if func in _SATURATING:
+            return args[0] if args else kwargs["input"]
+        return func(*args, **kwargs)
 
 
 def _positive(model: nn.Module) -> dict[str, Tensor]:

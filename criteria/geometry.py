@@ -33,7 +33,13 @@ def fpgm(stats: GroupStats) -> Tensor:
     return torch.cdist(weight, weight).sum(1)
 
 
-@register("fermat", family="geometry", needs={"weight"}, reference="Huang et al., 2021, arXiv:2004.11627")
+@register(
+    "fermat",
+    family="geometry",
+    needs={"weight"},
+    reference="Huang et al., 2021, arXiv:2004.11627",
+    claims=DEFAULT_CLAIMS - {"dead-last"},  # the point need not be at 0, and moves with what the duplicate replaces
+)
 def fermat(stats: GroupStats, *, iterations: int = 1000) -> Tensor:
     r"""Distance to the layer's Fermat point, :math:`\|W_i - W^*\|_2,\ W^* = \arg\min_x \sum_j \|W_j - x\|_2`.
 
@@ -76,7 +82,13 @@ def cosine(stats: GroupStats) -> Tensor:
     return (1 - _cosines(stats.weight)).fill_diagonal_(0).sum(1)
 
 
-@register("whc", family="geometry", needs={"weight"}, reference="Chen et al., 2023, arXiv:2302.08185")
+@register(
+    "whc",
+    family="geometry",
+    needs={"weight"},
+    reference="Chen et al., 2023, arXiv:2302.08185",
+    claims=DEFAULT_CLAIMS | {"duplicate-lower"},
+)
 def whc(stats: GroupStats) -> Tensor:
     r"""Norm times norm-weighted dissimilarity, :math:`\|W_i\| \sum_j \|W_j\| (1 - |\cos(W_i, W_j)|)`.
 
@@ -105,12 +117,15 @@ def fermat_point(points: Tensor, iterations: int) -> Tensor:
     Where that is one of the points, Weiszfeld's weights are infinite. Hence the best of the points is tried first: it
     is the solution if the others do not pull it away by more than its own multiplicity (Kuhn, 1973). Otherwise a step
     off it, along the pull (Vardi and Zhang, 2000), makes the sum less than at any of the points; the method only ever
-    lessens it, and so never meets one again.
+    lessens it, and so never meets one again. Points on a line are solved by their median: of an even number, all places
+    between the middle two are solutions, and the one halfway is taken, for it does not depend on the points' order.
 
     Args:
         points: shape (points, dimensions), float64.
         iterations: at most.
     """
+    if (halfway := _median_on_a_line(points)) is not None:
+        return halfway
     place = points[torch.cdist(points, points).sum(1).argmin()]
     length = points.new_tensor(torch.inf)
     for _ in range(iterations):
@@ -125,3 +140,14 @@ def fermat_point(points: Tensor, iterations: int) -> Tensor:
         step = (1 - here / pull.norm()).clamp(min=0) if here else 1
         place = place + step * pull / inverse.sum()
     return place
+
+
+def _median_on_a_line(points: Tensor) -> Tensor | None:
+    """The median of points on one line, halfway between the middle two of an even number; None if they are on none."""
+    offsets = points - points[0]
+    farthest = offsets[offsets.norm(dim=1).argmax()]
+    places = offsets @ farthest / farthest.square().sum().clamp(min=torch.finfo(points.dtype).tiny)
+    if (offsets - torch.outer(places, farthest)).abs().max() > 1e-12 * points.abs().max():
+        return None
+    middle = places.argsort()[(len(points) - 1) // 2 : len(points) // 2 + 1]
+    return points[middle].mean(0)

@@ -48,7 +48,11 @@ INITIALISATIONS: Mapping[str, _Draw] = {
 
 
 @register_pass(
-    "learned_scale", family="learned", reference="Sawant et al., Appl. Sci. 12(21) 11184, 2022", lacking=_LACKING
+    "learned_scale",
+    family="learned",
+    reference="Sawant et al., Appl. Sci. 12(21) 11184, 2022",
+    lacking=_LACKING,
+    claims={"distinct"},  # first weights are drawn for each place, and a step is a batch
 )
 def learned_scale(
     network: Network,

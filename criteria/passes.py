@@ -1,6 +1,6 @@
 """Criteria that take passes of their own over the network, instead of reading the statistics of the one sweep."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from criteria.claims import known_claims
 from criteria.errors import CriterionError, CriterionValueError
 from criteria.graph import ChannelGraph, ChannelGroup, Member
 from criteria.layers import is_depthwise
@@ -124,7 +125,14 @@ class PassCriterion(Criterion):
 
 
 def register_pass(
-    name: str, *, family: str, reference: str, lacking: str, expensive: bool = True, registry: Registry = CRITERIA
+    name: str,
+    *,
+    family: str,
+    reference: str,
+    lacking: str,
+    expensive: bool = True,
+    claims: Collection[str] = (),
+    registry: Registry = CRITERIA,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate a `PassFunction` to become the criterion ``name``; the function itself stays as it is.
 
@@ -134,11 +142,13 @@ def register_pass(
         reference: where the formula comes from.
         lacking: what a group lacks that gets no scores, as the end of a sentence.
         expensive: whether it costs far more than one sweep.
+        claims: what it claims of its scores, see `CLAIMS`; nothing unless it is said.
         registry: where it is entered.
 
     Raises:
-        CriterionValueError: the name is taken.
+        CriterionValueError: the name is taken, or a claim is unknown.
     """
+    claimed = known_claims(name, claims)
 
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
         declared(name, function)  # refuses parameters of a kind that cannot be given by name
@@ -151,6 +161,7 @@ def register_pass(
                 function=function,
                 expensive=expensive,
                 lacking=lacking,
+                claims=claimed,
             )
         )
         return function

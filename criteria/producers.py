@@ -176,7 +176,7 @@ class Producers:
     def _view(self, group: ChannelGroup, member: Member, channels: Any, positions: Tensor) -> GroupStats:
         layer = _module(self._model, member.layer)
         norm = _module(self._model, member.norm) if member.norm else None
-        scaled = norm is not None and norm.weight is not None and positions.shape[1] == 1
+        scaled = norm is not None and norm.weight is not None
 
         def filters(values: Tensor | None) -> Tensor | None:
             return None if values is None else widened(_filters(layer, values)[positions].flatten(1))
@@ -198,8 +198,8 @@ class Producers:
             channels=channels if len(channels) < group.size else None,
             seed=self._seed,
             weight=filters(layer.weight.detach()),
-            gamma=widened(norm.weight.detach()[positions[:, 0]]) if norm is not None and scaled else None,
-            beta=widened(norm.bias.detach()[positions[:, 0]]) if norm is not None and scaled else None,
+            gamma=widened(norm.weight.detach()[positions]) if norm is not None and scaled else None,
+            beta=widened(norm.bias.detach()[positions]) if norm is not None and scaled else None,
             weight_gradient=filters(mean("weight_gradient", member.layer)),
             weight_gradient_magnitude=filters(mean("weight_gradient_magnitude", member.layer)),
             gate_gradient_squared=mean("gate", group.name, member.layer),

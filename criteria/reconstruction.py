@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from criteria.claims import DEFAULT_CLAIMS
 from criteria.errors import CriterionValueError
 from criteria.moments import ConsumerMoments, consumer_moments
 from criteria.passes import Network, register_pass
@@ -12,7 +13,12 @@ _NEGLIGIBLE = 1e-12  # of what there is to explain: less is rounding
 
 
 @register_pass(
-    "cap", family="reconstruction", reference="Xie et al., 2021, arXiv:2108.13728", lacking=_LACKING, expensive=False
+    "cap",
+    family="reconstruction",
+    reference="Xie et al., 2021, arXiv:2108.13728",
+    lacking=_LACKING,
+    expensive=False,
+    claims=DEFAULT_CLAIMS - {"alike"},  # an order: of channels that are alike one comes first
 )
 def cap(network: Network, *, patches: bool = False, ridge: float = 0.01) -> dict[str, Tensor]:
     r"""Order in which a greedy forward selection takes the channels that explain most of the consumers' outputs.
@@ -135,9 +141,13 @@ def _narrowed(filters: Tensor) -> Tensor:
 
 
 @register_pass(
-    "thinet", family="reconstruction", reference="Luo et al., ICCV 2017, arXiv:1707.06342", lacking=_LACKING,
+    "thinet",
+    family="reconstruction",
+    reference="Luo et al., ICCV 2017, arXiv:1707.06342",
+    lacking=_LACKING,
     expensive=False,
-)  # fmt: skip
+    claims=DEFAULT_CLAIMS - {"alike"},  # an order, as of `cap`
+)
 def thinet(network: Network, *, patches: bool = False) -> dict[str, Tensor]:
     r"""Order in which a greedy backward selection gives up the channels that change the consumers' outputs least.
 

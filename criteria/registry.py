@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from criteria.claims import CLAIMS, default_claims
+from criteria.claims import default_claims, known_claims
 from criteria.errors import CriterionError, CriterionValueError
 from criteria.specification import Value, canonical, declared, parse, typed
 from criteria.views import NEEDS, GroupStats, Side, bound_need, need_of
@@ -134,15 +134,13 @@ class Registry:
             raise CriterionValueError(f"needs of {name!r} must be among {', '.join(NEEDS)}, got {', '.join(unknown)}")
         if {":", ","} & set(name):
             raise CriterionValueError(f"criterion name must not contain ':' or ',', got {name!r}")
-        if unknown := sorted(set(claims or ()) - set(CLAIMS)):
-            raise CriterionValueError(f"claims of {name!r} must be among {', '.join(CLAIMS)}, got {', '.join(unknown)}")
+        claimed = default_claims(needs) if claims is None else known_claims(name, claims)
         if len({NEEDS[need].side for need in needs}) > 1:
             raise CriterionValueError(f"needs of {name!r} must be of one side, got {', '.join(sorted(needs))}")
 
         def add(function: CriterionFunction) -> CriterionFunction:
             defaults = declared(name, function)
             bound = frozenset(bound_need(need, defaults) for need in needs)
-            claimed = default_claims(needs) if claims is None else frozenset(claims)
             self.add(Criterion(name, family, bound, reference, function, claims=claimed))
             return function
 

@@ -11,7 +11,7 @@ from criteria.graph import ChannelGraph
 from criteria.passes import Network, OnStep, PassCriterion
 from criteria.registry import CRITERIA, Criterion
 from criteria.scores import Combination, Note, Scores, ScoreTable, degeneracy, score_table
-from criteria.stats import Loss, _undisturbed, collect
+from criteria.stats import Loss, collect, undisturbed
 
 
 @torch.inference_mode(mode=False)
@@ -62,7 +62,7 @@ def score(
         if not isinstance(kept, Sequence) or not kept:
             raise CriterionValueError("batches must hold at least one batch, got none")
         step = partial(report, criterion.name)
-        with _undisturbed(model, seed):
+        with undisturbed(model, seed):
             found = criterion.scores(Network(model, graph, kept, loss, metric, seed, step))
         table = _extended(table, criterion, found)
     names = [criterion.name for criterion in chosen]

@@ -63,7 +63,8 @@ def grasp(stats: GroupStats, *, flipped: bool = False) -> Tensor:
 def synflow(stats: GroupStats) -> Tensor:
     r"""Synaptic flow through a filter, :math:`\sum_w |w\,\partial R/\partial w|,\ R = 1^T \prod_l |W_l| 1`; no data.
 
-    R is the output for one example of ones, without biases, every normalisation layer passing on what it gets.
+    R is the output for one example of ones, without biases, every normalisation layer and every function that saturates
+    passing on what it gets.
 
     Args:
         stats: ``weight`` and ``flow_gradient`` of shape (channels, fan_in).

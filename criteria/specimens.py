@@ -74,10 +74,14 @@ class Specimen:
         return self._moved({target: source}, consumers=False)
 
     def without_filters(self, channels: NDArray[np.int64]) -> "Specimen":
-        """A copy in which the filters, biases and BatchNorm parameters of some channels are all zero."""
+        """A copy in which the filters, biases and BatchNorm parameters of some channels are all zero.
+
+        So are their running means, as a BatchNorm would have found: one without parameters would shift them otherwise.
+        """
         state = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         for axis in self.graph.axes:
-            if not axis.consumes and axis.tensor in self.graph.parameters:
+            averaged = axis.tensor.rpartition(".")[2] == "running_mean"
+            if not axis.consumes and (averaged or axis.tensor in self.graph.parameters):
                 positions = torch.from_numpy(np.flatnonzero(np.isin(axis.owner, channels)))
                 state[axis.tensor].index_fill_(axis.dim, positions, 0)
         return self.changed(state)
@@ -112,8 +116,9 @@ def specimen(name: str, model: nn.Module, shape: tuple[int, ...], *, seed: int =
     model.double().eval()
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.weight.data.uniform_(0.5, 1.5, generator=generator)
-            module.bias.data.normal_(0, 0.3, generator=generator)
+            if module.affine:
+                module.weight.data.uniform_(0.5, 1.5, generator=generator)
+                module.bias.data.normal_(0, 0.3, generator=generator)
             module.running_mean.normal_(0, 0.2, generator=generator)  # type: ignore[union-attr]
             module.running_var.uniform_(0.5, 1.5, generator=generator)  # type: ignore[union-attr]
         elif isinstance(weight := getattr(module, "weight", None), nn.Parameter):

@@ -18,7 +18,7 @@ from criteria.graph import ChannelGraph
 from criteria.producers import Producers
 from criteria.views import NEEDS, GroupStats, bound_need
 
-__all__ = ["NEEDS", "GroupStats", "Loss", "collect"]
+__all__ = ["NEEDS", "GroupStats", "Loss", "collect", "undisturbed"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(outputs, targets) → mean loss over the batch, a scalar."""
@@ -71,13 +71,13 @@ def collect(
     consumers = Consumers(model, graph, needs, seed, map_images)
     flows, sweeps = "flow_gradient" in needs, producers.active or consumers.active
     if flows or sweeps:
-        with _undisturbed(model, seed):
+        with undisturbed(model, seed):
             stream = iter(batches)
             first = next(stream, None)
             if first is None:
                 raise CriterionValueError("batches must hold at least one batch, got none")
             if flows:
-                with _undisturbed(model, seed):
+                with undisturbed(model, seed):
                     producers.let_flow(first[0].to(_device(model)))
             with producers.hooked(), consumers.hooked():
                 for done, batch in enumerate(chain([first], stream) if sweeps else (), 1):
@@ -105,8 +105,13 @@ def _device(model: nn.Module) -> torch.device:
 
 
 @contextmanager
-def _undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
-    """Eval mode and a seeded default generator inside, everything as before afterwards."""
+def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
+    """A context with the network in eval mode and torch's generators seeded, and both as before on leaving it.
+
+    Args:
+        model: the network; each module gets back the mode it had, also where modules differ.
+        seed: of torch's default generator; those of the network's devices are only put back.
+    """
     modes = {module: module.training for module in model.modules()}
     with torch.random.fork_rng(devices={parameter.device for parameter in model.parameters() if parameter.is_cuda}):
         torch.default_generator.manual_seed(seed)

@@ -146,8 +146,9 @@ class GroupStats:
             None where it carries all (C = size).
         seed: of the sample of maps, the probes and the `random` criterion.
         weight: (C, fan_in), the filters.
-        gamma: (C,), the scale of the BatchNorm that reads the layer.
-        beta: (C,), its shift.
+        gamma: (C, positions), the scale of the BatchNorm that reads the layer, at each position of the layer's output
+            that a channel owns: one, or several where the places of conv groups go together.
+        beta: (C, positions), its shift.
         weight_gradient: (C, fan_in), :math:`\partial L/\partial w`, averaged.
         gate_gradient_squared: (C,), :math:`(\partial L/\partial z)^2` of each batch, then averaged.
         example_gate_gradient_squared: (C,), mean over examples n of :math:`(\partial L_n/\partial z)^2`.

@@ -67,6 +67,13 @@ def test_entropy_by_hand():
     assert scores.tolist() == pytest.approx([0, np.log(2), np.log(4)])
 
 
+def test_entropy_of_what_changes_by_rounding_alone():
+    means = torch.tensor([[0.3, 0.3, 0.3, 0.3], [0.3, 0.3, 0.3, 0.4]], dtype=torch.float64)
+    means[0] *= 1 + 1e-15 * torch.arange(4)
+    scores = activation.entropy(consumer(2, image_means=means))
+    assert scores.tolist() == pytest.approx([0, -0.75 * np.log(0.75) - 0.25 * np.log(0.25)])
+
+
 @pytest.mark.parametrize("bins", [2, 20, 31])
 def test_entropy_against_numpy(bins):
     means = torch.randn(6, 200, generator=torch.Generator().manual_seed(0))

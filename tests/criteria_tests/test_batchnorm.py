@@ -3,21 +3,36 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from criteria import CRITERIA, CriterionError, GroupStats, batchnorm, collect
+from criteria import CRITERIA, ChannelGraph, CriterionError, GroupStats, batchnorm, collect, score
 
 from .tiny_networks import conv_net, graph, group, images, member
 
 
 def test_bn_scale_by_hand():
-    stats = GroupStats("g", "conv", 3, gamma=torch.tensor([0.5, -2.0, 0.0]), beta=torch.zeros(3))
+    stats = GroupStats("g", "conv", 3, gamma=torch.tensor([[0.5], [-2.0], [0.0]]), beta=torch.zeros(3, 1))
     assert batchnorm.bn_scale(stats).tolist() == [0.5, 2, 0]
+
+
+def test_bn_scale_of_the_places_of_conv_groups_that_go_together():
+    """Two conv groups of three outputs each: channel i owns the positions i and 3 + i."""
+    model = nn.Sequential(nn.Conv2d(4, 6, 1, groups=2), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1, groups=2), nn.Flatten())
+    model[1].weight.data = torch.tensor([3.0, -5.0, 0.0, -4.0, 12.0, 2.0])
+    model[1].bias.data = torch.arange(6.0)
+    inputs = torch.ones(2, 4, 1, 1)
+    net_graph = ChannelGraph.build(model, inputs)
+    view = collect(model, net_graph, [], None, {"batchnorm"})["0"][0]
+    assert view.gamma.tolist() == [[3, -4], [-5, 12], [0, 2]]
+    assert view.beta.tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert CRITERIA.get("bn_scale")(view).tolist() == [5, 13, 2]
+    table = score(model, net_graph, [(inputs, torch.tensor([0, 1]))], F.cross_entropy, ["bn_taylor", "taylor_fo"])
+    assert table.get("bn_taylor", "0").tolist() == table.get("taylor_fo", "0").tolist()
 
 
 def test_bn_scale_reads_the_norm_behind_the_layer():
     model, net_graph = conv_net()
     views = collect(model, net_graph, [], None, {"batchnorm"})
     assert torch.equal(CRITERIA.get("bn_scale")(views["stem"][0]), model.norm.weight.abs())
-    assert torch.equal(views["stem"][0].beta, model.norm.bias)
+    assert torch.equal(views["stem"][0].beta, model.norm.bias[:, None])
 
 
 @pytest.mark.parametrize("norm", [None, "norm"])

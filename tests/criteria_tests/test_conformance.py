@@ -5,10 +5,11 @@ import random
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from criteria import CRITERIA, CriterionValueError, Registry
 from criteria.conformance import conformance
-from criteria.specimens import specimens
+from criteria.specimens import specimen, specimens
 
 from .broken_criteria import BROKEN, SEEN, criterion
 
@@ -147,17 +148,34 @@ def test_what_a_bad_criterion_leaves_is_cleared_away():
     assert not torch.nn.modules.module._global_forward_pre_hooks
 
 
+def pair(norm=None):
+    layers = [nn.Conv2d(2, 2, 3, bias=False), norm or nn.Identity(), nn.ReLU(), nn.Conv2d(2, 5, 1), nn.ReLU()]
+    return specimen("pair", nn.Sequential(*layers, nn.Flatten(), nn.Linear(20, 4)), (2, 4, 4))
+
+
+def test_two_channels_may_be_equally_far_from_one_another():
+    assert conformance("fpgm", on=[pair()]).passed
+    constant = conformance(criterion(lambda stats: stats.weight.abs().sum() + 0 * stats.weight[:, 0]), on=[pair()])
+    assert "pair, 3: degenerate: all 5 scores" in reason(constant, "ties")
+
+
+def test_a_dead_filter_stays_dead_behind_a_norm_without_parameters():
+    tried = pair(nn.BatchNorm2d(2, affine=False))
+    tried.model[1].running_mean.copy_(torch.tensor([-2.0, -3.0]))
+    assert outcomes(conformance("taylor_fo", on=[tried]))["dead filter"] == "pass"
+
+
 def test_claims_are_checked_at_registration():
     with pytest.raises(CriterionValueError, match=r"claims of 'x' must be among permutation, .*, got perfect"):
         Registry().register("x", family="f", needs=(), reference="r", claims={"perfect"})
 
 
-@pytest.mark.parametrize("specimen", specimens(), ids=lambda specimen: specimen.name)
-def test_a_permuted_specimen_computes_the_same(specimen):
-    order = np.concatenate([np.arange(part.start, part.stop)[::-1] for part in specimen.graph.slices.values()])
+@pytest.mark.parametrize("tried", specimens(), ids=lambda tried: tried.name)
+def test_a_permuted_specimen_computes_the_same(tried):
+    order = np.concatenate([np.arange(part.start, part.stop)[::-1] for part in tried.graph.slices.values()])
     with torch.no_grad():
-        expected, got = specimen.model(specimen.inputs), specimen.permuted(order).model(specimen.inputs)
-        shaken = specimen.shaken().model(specimen.inputs)
+        expected, got = tried.model(tried.inputs), tried.permuted(order).model(tried.inputs)
+        shaken = tried.shaken().model(tried.inputs)
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
     assert not torch.allclose(shaken, expected)
 
@@ -167,6 +185,7 @@ def test_planted_filters_are_where_they_should_be():
     dead = plain.without_filters(np.array([1, 8])).model
     assert dead.first.weight[1].abs().max() == dead.norm1.weight[1] == dead.norm1.bias[1] == 0
     assert dead.second.weight[1].abs().max() == dead.second.bias[1] == 0
+    assert dead.norm1.running_mean[1] == 0 != dead.norm1.running_mean[0]
     assert torch.equal(dead.first.weight[0], plain.model.first.weight[0])
     doubled = plain.with_duplicate(0, 3).model
     assert torch.equal(doubled.first.weight[3], plain.model.first.weight[0])

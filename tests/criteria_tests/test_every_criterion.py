@@ -15,6 +15,7 @@ READING = [criterion for criterion in CRITERIA if not isinstance(criterion, Pass
 EVERY = pytest.mark.parametrize("criterion", READING, ids=lambda criterion: criterion.name)
 FILTERS = ("weight", "weight_gradient", "weight_gradient_magnitude", "hessian_diagonal", "hessian_gradient")
 SHAPES = dict.fromkeys((*FILTERS, "flow_gradient"), (6, 9)) | {"maps": (5, 6, 4, 4), "image_means": (6, 40)}
+SHAPES |= dict.fromkeys(("gamma", "beta"), (6, 2))
 STATISTICS = [name for need in NEEDS.values() for name in need.fields]
 
 # Degree of homogeneity: statistics of one kind times 3 make scores times 3 to this power.

@@ -46,6 +46,14 @@ def test_fermat_with_duplicates_that_outweigh_the_others():
     np.testing.assert_allclose(geometry.fermat(view([[0.0, 0.0]] * 3 + [[3.0, 4.0]])), [0, 0, 0, 5], atol=1e-12)
 
 
+def test_fermat_of_filters_on_a_line_is_halfway_between_the_middle_two():
+    line = [[1.0, 2.0], [3.0, 6.0], [0.0, 0.0], [2.0, 4.0]]  # at 1, 3, 0, 2 times (1, 2): the median is 1.5
+    np.testing.assert_allclose(geometry.fermat(view(line)), np.array([0.5, 1.5, 1.5, 0.5]) * 5**0.5)
+    np.testing.assert_allclose(geometry.fermat(view([*line, [7.0, 14.0]])), np.array([1, 1, 2, 0, 5]) * 5**0.5)
+    np.testing.assert_allclose(geometry.fermat(view([[1.0, 5.0], [4.0, 1.0]])), [2.5, 2.5])
+    assert geometry.fermat(view([[2.0, 1.0]] * 4)).tolist() == [0] * 4
+
+
 def test_fermat_leaves_a_data_point_that_is_not_the_solution():
     # Four corners and a filter near, but not at, their middle, which pulls the solution; numpy gradient below 1e-6.
     points = np.array([[1, 1], [-1, 1], [1, -1], [-1, -1], [0.9, 0.2], [0.9, 0.1]], dtype=np.float64)

@@ -287,3 +287,10 @@ def test_all_kinds_of_layers_are_scored(criterion, kind):
     if criterion.name in ("cap", "thinet"):
         network = Network(model.eval(), net_graph, batches, F.cross_entropy)
         assert sorted(criterion.function(network, patches=True)["0"].tolist()) == [1, 2, 3, 4, 5, 6]
+
+
+def test_claims_are_declared_and_checked_at_registration():
+    assert of(lambda network: {}).claims == frozenset()
+    assert of(lambda network: {}, claims=["distinct"]).claims == {"distinct"}
+    with pytest.raises(CriterionValueError, match=r"claims of 'own' must be among permutation, .*, got perfect"):
+        of(lambda network: {}, claims={"distinct", "perfect"})

@@ -97,7 +97,7 @@ def test_channels_that_no_view_carries_have_no_score():
 
 
 def test_views_that_lack_the_need_do_not_count():
-    scaled = GroupStats("g", "a", 2, gamma=torch.tensor([1.0, -3.0]), beta=torch.zeros(2))
+    scaled = GroupStats("g", "a", 2, gamma=torch.tensor([[1.0], [-3.0]]), beta=torch.zeros(2, 1))
     bare = GroupStats("g", "b", 2, weight=torch.ones(2, 1))
     table = score_table({"g": [bare, scaled], "h": [bare]}, ["bn_scale"])
     assert table.get("bn_scale", "g").tolist() == [1, 3]

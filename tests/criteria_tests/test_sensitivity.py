@@ -94,6 +94,30 @@ def test_synflow_by_hand(norm):
     assert scores.dtype == torch.float64
 
 
+class Calls(nn.Module):
+    """A function as a module, for networks that call it in their forward."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    "saturating",
+    [nn.Sigmoid(), nn.Hardsigmoid(), nn.Tanh(), nn.Hardtanh(inplace=True), nn.ReLU6(), nn.ReLU6(inplace=True),
+     nn.Softsign(), Calls(torch.sigmoid), Calls(torch.Tensor.sigmoid_), Calls(lambda x: x.tanh()), Calls(F.hardtanh_)],
+)  # fmt: skip
+def test_synflow_passes_on_where_a_function_saturates(saturating):
+    model, net_graph = flow_net()
+    model[2] = saturating
+    model[0].weight.data *= 1e9
+    scores = score("synflow", model, net_graph, [(torch.zeros(3, 2), torch.zeros(3))], None)
+    assert scores.tolist() == [6e9, 4e9]
+
+
 def test_synflow_takes_one_batch_and_no_loss():
     def batches():
         yield torch.zeros(3, 2), torch.zeros(3)

@@ -148,6 +148,7 @@ def test_filters_and_gates_of_a_layer_belong_to_the_same_channel(kind, inplace):
     """A linear layer's output scales with its filter as with its gate, so that dL/dz = Σ_w w dL/dw."""
     layer, shape = LAYERS[kind]
     torch.manual_seed(1)
+    layer.reset_parameters()  # it was made when this file was imported, with the random numbers of that moment
     model = nn.Sequential(layer, nn.ReLU(inplace=inplace))
     net_graph = graph(group("g", 4, [member("0", [2, 0, 3, 1])]))
     inputs = torch.randn(6, *shape)

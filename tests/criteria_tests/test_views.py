@@ -41,7 +41,7 @@ def test_views_are_frozen_and_can_be_pickled():
 
 
 def test_replacing_a_part():
-    stats = GroupStats("g", "conv", 2, gamma=torch.ones(2), beta=torch.ones(2))
+    stats = GroupStats("g", "conv", 2, gamma=torch.ones(2, 1), beta=torch.ones(2, 1))
     assert stats.missing(frozenset({"batchnorm"})) is None
-    without = GroupStats("g", "conv", 2, gamma=torch.ones(2))
+    without = GroupStats("g", "conv", 2, gamma=torch.ones(2, 1))
     assert without.missing(frozenset({"batchnorm"})) == "needs BatchNorm after 'conv'; there is none"

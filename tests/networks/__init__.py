@@ -115,18 +115,25 @@ NETWORKS = {
 SHAPES = {"unet": (2, 16, 16), "unet3d": (2, 8, 8, 8), "conv1d": (2, 20), "mlp": (6,)}
 
 
-def build(name, seed=0):
-    """An untrained network in evaluation mode, every norm of which does something."""
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def build(name, maker=None, seed=0):
+    """An untrained network in evaluation mode, every norm of which does something; of another maker if there is one."""
     torch.manual_seed(seed)
-    model = NETWORKS[name]().eval()
+    return randomise_norms((maker or NETWORKS[name])().eval())
+
+
+def randomise_norms(model):
+    """The network, with norms and slopes that differ from channel to channel."""
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)):
+            if isinstance(module, (*NORMS, nn.GroupNorm, nn.LayerNorm)) and module.weight is not None:
                 module.weight.uniform_(0.5, 1.5)
                 module.bias.normal_(0, 0.2)
             if isinstance(module, nn.PReLU):
                 module.weight.uniform_(0.1, 0.5)
-            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
+            if isinstance(module, NORMS):
                 module.running_mean.normal_(0, 0.2)
                 module.running_var.uniform_(0.5, 1.5)
     return model

@@ -24,6 +24,19 @@ class Bottleneck(nn.Module):
         return torch.relu(self.expand(inner) + self.shortcut(x))
 
 
+class InvertedResidual(nn.Module):
+    """Wide inside: 1x1, depthwise, 1x1, and a shortcut where the ends fit."""
+
+    def __init__(self, inputs, inner, outputs, stride=1):
+        super().__init__()
+        self.expand, self.deep = conv_bn(inputs, inner, 1), conv_bn(inner, inner, 3, stride, groups=inner)
+        self.project, self.fits = conv_bn(inner, outputs, 1), inputs == outputs and stride == 1
+
+    def forward(self, x):
+        inner = nn.functional.relu6(self.deep(nn.functional.relu6(self.expand(x))))
+        return self.project(inner) + x if self.fits else self.project(inner)
+
+
 class SqueezeExcitation(nn.Module):
     def __init__(self, channels, reduction=2):
         super().__init__()
