@@ -26,25 +26,36 @@ from blend.errors import BlendError
 commands = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]})
 
 
-@commands.command(epilog="Example:  blend criteria --json")
-def criteria(as_json: Json = False) -> None:
-    """List every criterion of the registry: family, what it needs, and where it comes from."""
-    from rich.console import Console
+@commands.command(epilog="Example:  blend criteria obd")
+def criteria(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Tell all of this one; as obd, or with parameters.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List every criterion of the registry, or tell all of one: formula, parameters, cost, claims, cautions.
 
-    from blend.problem import all_criteria
-    from blend.report import criteria_table
+    A parameter is set behind the name, wherever criteria are chosen: --criteria l1,obd:probes=16.
+    """
+    from blend.problem import all_criteria, criterion_named
+    from criteria.catalogue import record
 
+    if name is not None:
+        found = record(criterion_named(name))
+        if as_json:
+            print_json(found)
+        else:
+            from blend.criteria_text import print_criterion
+
+            print_criterion(found)
+        return
     registered = all_criteria()
     if as_json:
-        print_json(
-            [
-                {"name": c.name, "family": c.family, "needs": sorted(c.needs), "reference": c.reference,
-                 "summary": c.summary}
-                for c in registered
-            ]
-        )  # fmt: skip
+        print_json([record(criterion) for criterion in registered])
     else:
-        Console(stderr=True).print(criteria_table(registered))
+        from blend.criteria_text import print_criteria
+
+        print_criteria([record(criterion) for criterion in registered])
 
 
 @commands.command(epilog="Example:  blend compare textures --criteria l1,l2,fpgm,taylor_fo --figure compare.svg")

@@ -135,6 +135,16 @@ def all_criteria() -> list[Criterion]:
         return list(CRITERIA)
 
 
+def criterion_named(specification: str) -> Criterion:
+    """The criterion of a name, with parameters or without.
+
+    Raises:
+        InputError: There is none, with the nearest name.
+    """
+    with _criterion_errors():
+        return CRITERIA.get(specification)
+
+
 @contextmanager
 def _criterion_errors() -> Iterator[None]:
     try:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from criteria.errors import CriterionError
 from criteria.graph import Member
 from criteria.passes import Network, reading_groups, register_pass, sampled
+from criteria.specification import at_least
 from criteria.streaming import hooks
 
 _LACKING = "needs a convolution or linear layer that mixes the group's channels; there is none"
@@ -18,7 +19,7 @@ _LACKING = "needs a convolution or linear layer that mixes the group's channels;
 @register_pass(
     "loss_ablation", family="ablation", reference="Molchanov et al., CVPR 2019, arXiv:1906.10771", lacking=_LACKING
 )
-def loss_ablation(network: Network, *, images: int = 128) -> dict[str, Tensor]:
+def loss_ablation(network: Network, *, images: Annotated[int, at_least(1)] = 128) -> dict[str, Tensor]:
     r"""Rise of the loss without a channel, :math:`L_{-i} - L`.
 
     A channel is taken away where it is read: its values are 0 at the input of every consumer, which is what slicing
@@ -42,9 +43,10 @@ def loss_ablation(network: Network, *, images: int = 128) -> dict[str, Tensor]:
 
 
 @register_pass(
-    "accuracy_ablation", family="ablation", reference="Abbasi-Asl and Yu, 2017, arXiv:1705.07356", lacking=_LACKING
-)
-def accuracy_ablation(network: Network, *, images: int = 128) -> dict[str, Tensor]:
+    "accuracy_ablation", family="ablation", reference="Abbasi-Asl and Yu, 2017, arXiv:1705.07356", lacking=_LACKING,
+    by_metric=True,
+)  # fmt: skip
+def accuracy_ablation(network: Network, *, images: Annotated[int, at_least(1)] = 128) -> dict[str, Tensor]:
     r"""Fall of the metric without a channel, :math:`M - M_{-i}`.
 
     A channel is taken away as in `loss_ablation`.

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import cycle, islice
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from criteria.errors import CriterionValueError
 from criteria.graph import ChannelGroup, Member
 from criteria.passes import Network, register_pass
 from criteria.scores import combined_scores
+from criteria.specification import above, at_least, one_of, share
 from criteria.streaming import Mean, hooks, rows, widened
 
 STEEPEST = 10.0
@@ -53,11 +54,11 @@ INITIALISATIONS: Mapping[str, _Draw] = {
 def learned_scale(
     network: Network,
     *,
-    initialisation: str = "uniform",
-    steps: int = 30,
-    learning_rate: float = 0.1,
-    momentum: float = 0.9,
-    decay: float = 0.1,
+    initialisation: Annotated[str, one_of(INITIALISATIONS)] = "uniform",
+    steps: Annotated[int, at_least(1)] = 30,
+    learning_rate: Annotated[float, above(0)] = 0.1,
+    momentum: Annotated[float, share()] = 0.9,
+    decay: Annotated[float, at_least(0)] = 0.1,
 ) -> dict[str, Tensor]:
     r"""Size of an importance weight that multiplies the filter's output, :math:`|m_i|`, after a few steps of SGD.
 
@@ -69,7 +70,7 @@ def learned_scale(
         network: the network, its loss, and calibration data, of which each step takes the next batch.
         initialisation: one of `INITIALISATIONS`: ``uniform`` in (0, 1), ``chaotic`` (logistic map), ``he``,
             ``lecun_uniform``, ``xavier`` (by the fans of the filter's layer), or ``ones``.
-        steps: of SGD.
+        steps: of SGD, at least one: before the first, the weights are what they were drawn as.
         learning_rate: of SGD.
         momentum: of SGD.
         decay: of the weights: half of it times their squared norm is added to the loss.
@@ -101,7 +102,12 @@ def learned_scale(
 
 @register_pass("se_gate", family="learned", reference="Chang et al., 2020, arXiv:2010.01251", lacking=_LACKING)
 def se_gate(
-    network: Network, *, squeeze: int = 4, steps: int = 30, learning_rate: float = 0.01, sparsity: float = 0.1
+    network: Network,
+    *,
+    squeeze: Annotated[int, at_least(1)] = 4,
+    steps: Annotated[int, at_least(1)] = 30,
+    learning_rate: Annotated[float, above(0)] = 0.01,
+    sparsity: Annotated[float, at_least(0)] = 0.1,
 ) -> dict[str, Tensor]:
     r"""Mean output of a squeeze-and-excitation gate behind the layer, after brief training.
 

@@ -88,10 +88,17 @@ class PassCriterion(Criterion):
     Attributes:
         function: `PassFunction`; keyword-only arguments with defaults are its parameters.
         lacking: what a group lacks that gets no scores, as the end of a sentence.
+        by_metric: whether it looks at the metric, and thereby at labels.
     """
 
     function: Callable[..., Any]
     lacking: str = "does not apply"
+    by_metric: bool = False
+
+    @property
+    def labelled(self) -> bool:
+        """Whether it reads labels by itself, so that a loss without labels is not enough for it."""
+        return self.by_metric
 
     def missing(self, stats: GroupStats) -> str | None:
         """Statistics alone never do."""
@@ -124,7 +131,14 @@ class PassCriterion(Criterion):
 
 
 def register_pass(
-    name: str, *, family: str, reference: str, lacking: str, expensive: bool = True, registry: Registry = CRITERIA
+    name: str,
+    *,
+    family: str,
+    reference: str,
+    lacking: str,
+    expensive: bool = True,
+    by_metric: bool = False,
+    registry: Registry = CRITERIA,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate a `PassFunction` to become the criterion ``name``; the function itself stays as it is.
 
@@ -134,6 +148,7 @@ def register_pass(
         reference: where the formula comes from.
         lacking: what a group lacks that gets no scores, as the end of a sentence.
         expensive: whether it costs far more than one sweep.
+        by_metric: whether it looks at the metric, and thereby at labels.
         registry: where it is entered.
 
     Raises:
@@ -151,6 +166,7 @@ def register_pass(
                 function=function,
                 expensive=expensive,
                 lacking=lacking,
+                by_metric=by_metric,
             )
         )
         return function

@@ -1,11 +1,14 @@
 """Criteria that ask how well the layers that read a group could do without a channel."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from criteria.errors import CriterionValueError
 from criteria.moments import ConsumerMoments, consumer_moments
 from criteria.passes import Network, register_pass
+from criteria.specification import above
 
 _LACKING = "needs a convolution or linear layer that mixes the group's channels; there is none"
 _NEGLIGIBLE = 1e-12  # of what there is to explain: less is rounding
@@ -14,7 +17,9 @@ _NEGLIGIBLE = 1e-12  # of what there is to explain: less is rounding
 @register_pass(
     "cap", family="reconstruction", reference="Xie et al., 2021, arXiv:2108.13728", lacking=_LACKING, expensive=False
 )
-def cap(network: Network, *, patches: bool = False, ridge: float = 0.01) -> dict[str, Tensor]:
+def cap(
+    network: Network, *, patches: bool = False, ridge: Annotated[float, above(0)] = 0.01
+) -> dict[str, Tensor]:
     r"""Order in which a greedy forward selection takes the channels that explain most of the consumers' outputs.
 
     With x what a consumer reads, Σ its covariance and y = W x, the variance of y that channels S explain is
