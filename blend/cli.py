@@ -15,6 +15,7 @@ from blend.cli_criteria import commands as criteria_commands
 from blend.cli_options import (
     CHEAP_CRITERIA,
     RUNS,
+    CalibrationLoss,
     Criteria,
     Ignore,
     Json,
@@ -73,6 +74,7 @@ def search(
         str, typer.Option(help="cluster: factors per group and cluster. shared: one per criterion for all groups.")
     ] = "cluster",
     criteria: Criteria = CHEAP_CRITERIA,
+    calibration_loss: CalibrationLoss = "task",
     normalisation: Annotated[str, typer.Option(help="Of each criterion inside a group: rank, minmax or z.")] = "rank",
     clusters: Annotated[str, typer.Option(metavar="K", help="Clusters per group: a number, or silhouette.")] = "3",
     clustering: Annotated[str, typer.Option(help="agglomerative or kmeans.")] = "agglomerative",
@@ -112,8 +114,8 @@ def search(
 
     config = search_config(
         task=task, options=parse_options(option), reduction=reduction, cost=cost, allocation=allocation,
-        encoding=encoding, criteria=names(criteria), normalisation=normalisation,
-        clusters=clusters, clustering=clustering, fitness=fitness,
+        encoding=encoding, criteria=names(criteria), calibration_loss=calibration_loss,
+        normalisation=normalisation, clusters=clusters, clustering=clustering, fitness=fitness,
         population=population, evaluations=evaluations, generations=generations, random_search=random_search,
         recalibration_images=recalibration_images, batch_size=batch_size, floor=floor, ignore=tuple(ignore), seed=seed,
         workers=cpu_count(only_physical_cores=True) if workers is None else workers, executor=executor,

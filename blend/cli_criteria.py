@@ -10,6 +10,7 @@ import typer
 from blend.cli_options import (
     CHEAP_CRITERIA,
     RUNS,
+    CalibrationLoss,
     Criteria,
     Ignore,
     Json,
@@ -64,6 +65,7 @@ def compare(
     reduction: Reduction = "0.5",
     cost: Annotated[str, typer.Option(help="What is reduced: macs or params.")] = "macs",
     criteria: Criteria = CHEAP_CRITERIA,
+    calibration_loss: CalibrationLoss = "task",
     clusters: Annotated[str, typer.Option(metavar="K", help="Clusters per group: a number, or silhouette.")] = "3",
     clustering: Annotated[str, typer.Option(help="agglomerative or kmeans.")] = "agglomerative",
     ignore: Ignore = [],  # noqa: B006
@@ -83,7 +85,7 @@ def compare(
 
     config = search_config(
         task=task, options=parse_options(option), reduction=reduction, cost=cost, criteria=names(criteria), seed=seed,
-        clusters=clusters, clustering=clustering, ignore=tuple(ignore),
+        calibration_loss=calibration_loss, clusters=clusters, clustering=clustering, ignore=tuple(ignore),
     )  # fmt: skip
 
     from blend.comparison import compare as compared

@@ -74,6 +74,7 @@ def compare(config: SearchConfig) -> dict[str, Any]:
         "seed": config.seed,
         "reduction": config.reduction,
         "cost": config.cost,
+        "calibration_loss": config.calibration_loss,
         "heldout_examples": len(problem.splits.heldout),
         **report,
         "linkage": tree.tolist(),

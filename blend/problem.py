@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from blend.baselines import Baseline, Contest
 from blend.budget import ALLOCATIONS, CostModel, floors, keep_mask
@@ -22,6 +22,7 @@ from blend.progress import Progress, progress, say
 from blend.pruning import check_slicing, single_thread
 from blend.task import Splits, Task, check_task, load_task
 from criteria import CRITERIA, ChannelGraph, Criterion, CriterionError, ScoreTable, cluster, score
+from criteria.losses import label_free
 from criteria.passes import OnStep
 from criteria.scores import merged
 
@@ -106,8 +107,9 @@ def prepare(config: SearchConfig, scores: Path | None = None, *, separately: boo
     """
     with _criterion_errors():
         criteria = [CRITERIA.get(name) for name in config.criteria]
+        _check_labels(criteria, config)
         task = load_task(config.task, config.options, config.seed)
-        splits = check_task(task)
+        splits = check_task(task, config.calibration_loss)
         graph = ChannelGraph.build(task.model, task.example_input, (*task.ignore, *config.ignore))
         for left_alone in graph.notes:
             say(f"note: {left_alone}")
@@ -124,6 +126,7 @@ def prepare(config: SearchConfig, scores: Path | None = None, *, separately: boo
             for group in graph.groups
             if table.usable(group.name)
         }
+        _say_what_is_silent(table, config)
     if not clusters:
         raise InputError("no criterion can rank the channels of any group: choose other criteria")
     return Problem(config, task, splits, graph, table, clusters, seconds)
@@ -164,15 +167,40 @@ def weight_hash(model: nn.Module) -> str:
 def _score(
     task: Task, splits: Splits, graph: ChannelGraph, criteria: Sequence[Criterion], config: SearchConfig
 ) -> ScoreTable:
-    batches = list(splits.calibration.batches(config.batch_size))
+    batches: Iterable[tuple[Tensor, Tensor]] = splits.calibration.batches(config.batch_size)
+    loss, name = task.loss, config.calibration_loss
+    metric = task.metric if name == "task" else None
     # One thread, so that the scores are the same bits whatever the number of cores.
     with single_thread(), _bars() as on_step:
+        if name != "task":
+            loss, batches = label_free(name, task.model, batches)
         table = score(
-            task.model, graph, batches, task.loss, criteria, metric=task.metric, seed=config.seed, on_step=on_step
+            task.model, graph, list(batches), loss, criteria, metric=metric, seed=config.seed, on_step=on_step
         )
     for note in table.notes:
         say(f"note: {note.criterion} in {note.group}: {note.reason}")
     return table
+
+
+def _check_labels(criteria: Sequence[Criterion], config: SearchConfig) -> None:
+    """Refuses criteria that read labels where these are not to be read."""
+    reading = [criterion.name for criterion in criteria if criterion.labelled]
+    if reading and config.calibration_loss != "task":
+        raise InputError(
+            f"criteria must not read labels with calibration loss '{config.calibration_loss}', got "
+            f"{', '.join(reading)}: leave {'it' if len(reading) == 1 else 'them'} out, or use calibration loss 'task'"
+        )
+
+
+def _say_what_is_silent(table: ScoreTable, config: SearchConfig) -> None:
+    """Names the criteria that come to nothing because the divergence of a network from itself has no gradient."""
+    heard = {criterion for group in table.groups for criterion in table.usable(group)}
+    silent = [criterion for criterion in table.criteria if criterion not in heard]
+    if silent and config.calibration_loss == "divergence":
+        say(
+            f"note: {', '.join(silent)} rank nothing with calibration loss 'divergence', whose gradient is 0 at the "
+            f"network itself: second-order, learned and ablation criteria do, and all of them with 'squared_norm'"
+        )
 
 
 @contextmanager

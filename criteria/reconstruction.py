@@ -17,9 +17,7 @@ _NEGLIGIBLE = 1e-12  # of what there is to explain: less is rounding
 @register_pass(
     "cap", family="reconstruction", reference="Xie et al., 2021, arXiv:2108.13728", lacking=_LACKING, expensive=False
 )
-def cap(
-    network: Network, *, patches: bool = False, ridge: Annotated[float, above(0)] = 0.01
-) -> dict[str, Tensor]:
+def cap(network: Network, *, patches: bool = False, ridge: Annotated[float, above(0)] = 0.01) -> dict[str, Tensor]:
     r"""Order in which a greedy forward selection takes the channels that explain most of the consumers' outputs.
 
     With x what a consumer reads, Σ its covariance and y = W x, the variance of y that channels S explain is
