@@ -68,6 +68,18 @@ def compare(
     calibration_loss: CalibrationLoss = "task",
     clusters: Annotated[str, typer.Option(metavar="K", help="Clusters per group: a number, or silhouette.")] = "3",
     clustering: Annotated[str, typer.Option(help="agglomerative or kmeans.")] = "agglomerative",
+    allocation: Annotated[
+        str, typer.Option(help="uniform: the same share of each group. global: one ranking over all groups.")
+    ] = "uniform",
+    transform: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME[:PARAMETER=VALUE]",
+            help="Of the scores before a global ranking. balanced: the same mean in every group. "
+            "resource_aware:strength=1: costly groups give more. affine:file=FILE.json: a line for each group, "
+            '{"GROUP": {"scale": 2, "shift": 0.1}}.',
+        ),
+    ] = "none",
     ignore: Ignore = [],  # noqa: B006
     option: Options = [],  # noqa: B006
     seed: Seed = "0",
@@ -79,22 +91,25 @@ def compare(
     """Tell, without a search, which importance to use on a network and which ones are the same.
 
     Rank correlations, clusters, overlap of what would be pruned, the seconds that each criterion takes by itself, and
-    the held-out accuracy that it keeps: pruned by it alone, every layer giving the same share, recalibrated.
+    the held-out accuracy that it keeps: pruned by it alone, every layer giving the same share (or, with --allocation
+    global, what one ranking over all layers makes it give), recalibrated.
     """
     from blend.config import parse_options, search_config
 
     config = search_config(
         task=task, options=parse_options(option), reduction=reduction, cost=cost, criteria=names(criteria), seed=seed,
-        calibration_loss=calibration_loss, clusters=clusters, clustering=clustering, ignore=tuple(ignore),
+        allocation=allocation, calibration_loss=calibration_loss, clusters=clusters, clustering=clustering,
+        ignore=tuple(ignore),
     )  # fmt: skip
 
     from blend.comparison import compare as compared
     from blend.comparison_figure import check_figure, draw_comparison
     from blend.comparison_text import print_comparison
+    from blend.transform import parse_transform
 
     if figure is not None:
         check_figure(figure)
-    report = compared(config)
+    report = compared(config, parse_transform(transform))
     if as_json:
         print_json(report)
     else:

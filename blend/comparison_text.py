@@ -36,6 +36,14 @@ def answer(report: dict[str, Any]) -> Iterator[str]:
     yield _alike(report)
 
 
+def spread(report: dict[str, Any]) -> str:
+    """How the reduction was spread over the layers."""
+    if report["allocation"] == "uniform":
+        return "every layer giving the same share"
+    how = "" if report["transform"] == "none" else f" of {report['transform']} scores"
+    return f"one ranking{how} over all layers"
+
+
 def _agreement(report: dict[str, Any]) -> Table:
     """Above the diagonal ρ, below it the overlap, in the order of the dendrogram."""
     share = f"{report['tail_share']:.0%}"
@@ -57,7 +65,7 @@ def _agreement(report: dict[str, Any]) -> Table:
 def _worth(report: dict[str, Any]) -> Table:
     """What each criterion keeps and costs, the best first."""
     fewer = f"{report['reduction']:.0%} fewer {_COST[report['cost']]}"
-    title = f"pruned by each: {fewer}, every layer giving the same share, recalibrated"
+    title = f"pruned by each: {fewer}, {spread(report)}, recalibrated"
     table = Table(title=title, box=None)
     for column in ("criterion", "held-out", "behind the best (95 %)", "loss", "seconds", ""):
         table.add_column(column, justify="left" if column in ("criterion", "") else "right")
@@ -81,7 +89,8 @@ def _worth(report: dict[str, Any]) -> Table:
 def _which(report: dict[str, Any]) -> str:
     chosen = report["recommended"]
     if chosen is None:
-        return "No criterion can rank enough groups to reach this reduction."
+        reasons = list(dict.fromkeys(row["note"] for row in report["results"]))
+        return f"No criterion can be pruned by here: {'; '.join(reasons)}."
     rows = {row["name"]: row for row in report["results"]}
     best, equals = chosen["best"], chosen["not_told_apart"]
     scale = (
@@ -95,7 +104,9 @@ def _which(report: dict[str, Any]) -> str:
         also = f"; {report['heldout_examples']} examples cannot tell it from {_listed(equals)}"
         if rows[chosen["cheapest"]]["seconds"] < rows[best]["seconds"] / 2:
             also += f", of which {chosen['cheapest']} is the cheapest ({rows[chosen['cheapest']]['seconds']:.2g} s)"
-    return f"Use {best} on this network for {report['reduction']:.0%} fewer {_COST[report['cost']]} ({scale}){also}."
+    fewer = f"{report['reduction']:.0%} fewer {_COST[report['cost']]}"
+    how = "" if report["allocation"] == "uniform" else f", {spread(report)}"
+    return f"Use {best} on this network for {fewer}{how} ({scale}){also}."
 
 
 def _alike(report: dict[str, Any]) -> str:

@@ -67,13 +67,17 @@ class Problem:
         return ClusterEncoding(self.clusters, offsets)
 
     @cached_property
-    def baselines(self) -> list[Baseline]:
-        """The opponents."""
-        contest = Contest(
+    def contest(self) -> Contest:
+        """What the opponents have in common."""
+        return Contest(
             self.graph, self.table, self.clusters, self.encoding, self.blender, self.cost, self.floor,
             self.config.reduction, ALLOCATIONS[::-1], self.config.seed,
         )  # fmt: skip
-        return contest.baselines()
+
+    @cached_property
+    def baselines(self) -> list[Baseline]:
+        """The opponents."""
+        return self.contest.baselines()
 
     def check_reachable(self) -> None:
         """Refuses a reduction that the floors make impossible.
