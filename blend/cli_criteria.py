@@ -59,7 +59,7 @@ def criteria(
         print_criteria([record(criterion) for criterion in registered])
 
 
-@commands.command(epilog="Example:  blend compare textures --criteria l1,l2,fpgm,taylor_fo --figure compare.svg")
+@commands.command(epilog="Example:  blend compare textures --criteria l1,l2,fpgm,taylor_fo --figure compare.html")
 def compare(
     task: TaskArgument,
     reduction: Reduction = "0.5",
@@ -84,7 +84,11 @@ def compare(
     option: Options = [],  # noqa: B006
     seed: Seed = "0",
     figure: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also draw all of it: FILE.png, FILE.svg or FILE.pdf.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also draw all of it: FILE.png, FILE.svg, FILE.pdf, or FILE.html with every group's matrices.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -103,7 +107,8 @@ def compare(
     )  # fmt: skip
 
     from blend.comparison import compare as compared
-    from blend.comparison_figure import check_figure, draw_comparison
+    from blend.comparison_figure import check_figure
+    from blend.comparison_page import save_comparison
     from blend.comparison_text import print_comparison
     from blend.transform import parse_transform
 
@@ -115,7 +120,7 @@ def compare(
     else:
         print_comparison(report)
     if figure is not None:
-        draw_comparison(report, figure)
+        save_comparison(report, figure)
 
 
 @commands.command(epilog="Example:  blend doctor --all")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from blend.comparison import SAME
 from blend.comparison_text import spread
 from blend.errors import InputError
 
-SUFFIXES = (".png", ".svg", ".pdf")
+SUFFIXES = (".html", ".png", ".svg", ".pdf")
 _ALONE = "#9aa0a6"
 _SETS = ("#4c78a8", "#e07b39", "#59a14f", "#b07aa1", "#d1495b", "#76a5a0", "#a67c52", "#e2b93b")
 _INK = "#222222"
@@ -36,8 +36,12 @@ def check_figure(path: Path) -> None:
         raise InputError(f"figure must lie in an existing folder, got '{path}'")
 
 
-def draw_comparison(report: dict[str, Any], path: Path) -> None:
+def draw_comparison(report: dict[str, Any], path: Path | TextIO) -> None:
     """Draws what `blend.comparison.compare` found.
+
+    Args:
+        report: What was found.
+        path: A file, whose suffix says how; or something that takes text, which is SVG then.
 
     Raises:
         InputError: If the file cannot be written.
@@ -52,7 +56,8 @@ def draw_comparison(report: dict[str, Any], path: Path) -> None:
         FigureCanvasAgg(figure)
         page.draw(figure)
         try:
-            figure.savefig(path, dpi=220, metadata={"Date": None} if path.suffix == ".svg" else None)
+            kind = path.suffix[1:] if isinstance(path, Path) else "svg"
+            figure.savefig(path, format=kind, dpi=220, metadata={"Date": None} if kind == "svg" else None)
         except OSError as error:
             raise InputError(f"figure cannot be written: {error}") from error
 

@@ -26,6 +26,9 @@ def print_comparison(report: dict[str, Any]) -> None:
         console.print()
     for note in report["notes"]:
         console.print(f"note: {note['criterion']} in {note['group']}: {note['reason']}", soft_wrap=True, markup=False)
+    for row in report["results"]:
+        if row["heldout_metric"] is None:
+            console.print(f"note: {row['name']}: {row['note']}", soft_wrap=True, markup=False)
     for sentence in answer(report):
         console.print(sentence, soft_wrap=True, markup=False)
 
@@ -72,7 +75,7 @@ def _worth(report: dict[str, Any]) -> Table:
     nothing = float("-inf")
     for row in sorted(report["results"], key=lambda r: -(nothing if (m := r["heldout_metric"]) is None else m)):
         if row["heldout_metric"] is None:
-            table.add_row(row["name"], "–", "–", "–", f"{row['seconds']:.2f}", row["note"])
+            table.add_row(row["name"], "–", "–", "–", f"{row['seconds']:.2f}", "see note")
             continue
         low, high = row["ci95"]
         behind = f"{row['behind_best']:.3f} ({low:+.3f} … {high:+.3f})" if row["behind_best"] or high > low else "best"

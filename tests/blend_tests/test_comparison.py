@@ -177,7 +177,10 @@ def test_the_command_prints_json_and_draws(capsys, tmp_path):
 
 @pytest.mark.parametrize(
     ("figure", "complaint"),
-    [("it.jpg", "figure must end in .png, .svg, .pdf, got"), ("nowhere/it.png", "must lie in an existing folder")],
+    [
+        ("it.jpg", "figure must end in .html, .png, .svg, .pdf, got"),
+        ("nowhere/it.html", "must lie in an existing folder"),
+    ],
 )
 def test_a_figure_that_cannot_be_drawn_is_refused_first(capsys, tmp_path, figure, complaint):
     assert run(["compare", "textures", "--figure", str(tmp_path / figure)]) == 2
