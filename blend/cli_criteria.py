@@ -76,7 +76,7 @@ def compare(
         typer.Option(
             metavar="NAME[:PARAMETER=VALUE]",
             help="Of the scores before a global ranking. balanced: the same mean in every group. "
-            "resource_aware:strength=1: costly groups give more. affine:file=FILE.json: a line for each group, "
+            "resource_aware (:strength=1): costly groups give more. affine (:file=FILE.json): a line for each group, "
             '{"GROUP": {"scale": 2, "shift": 0.1}}.',
         ),
     ] = "none",

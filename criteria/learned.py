@@ -18,6 +18,7 @@ from criteria.streaming import Mean, hooks, rows, widened
 
 STEEPEST = 10.0
 """Longest gradient of a step: networks that are not normalised would throw the weights to infinity."""
+_CALMER = "lower the learning rate, or what holds the weights down (decay, sparsity)"
 _LACKING = "needs a layer that makes the group's channels; there is none"
 _Key = tuple[str, str]  # names of group and layer
 _Draw = Callable[[int, int, int, torch.Generator], Tensor]
@@ -221,12 +222,17 @@ def _train(
     leaves: list[Tensor] = [leaf for part in optimiser.param_groups for leaf in part["params"]]
     with torch.enable_grad(), hooks(gated()):
         for done, (inputs, targets) in enumerate(islice(cycle(network.batches), steps), 1):
-            loss = network.mean_loss(network.outputs(inputs), targets) + penalty()
+            try:
+                loss = network.mean_loss(network.outputs(inputs), targets) + penalty()
+            except CriterionValueError as error:
+                raise CriterionValueError(f"{error} at step {done}; {_CALMER}" if done > 1 else str(error)) from error
             gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
             for leaf, gradient in zip(leaves, gradients, strict=True):
                 leaf.grad = gradient
             torch.nn.utils.clip_grad_norm_(leaves, STEEPEST)
             optimiser.step()
+            if not all(leaf.isfinite().all() for leaf in leaves):
+                raise CriterionValueError(f"training must stay finite, got infinity or NaN at step {done}; {_CALMER}")
             network.on_step(done, steps)
 
 

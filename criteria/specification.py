@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from criteria.errors import CriterionValueError
 
 Value = int | float | bool | str
 """What a parameter can be."""
 
+_LARGEST = float(np.finfo(np.float32).max)
 _WORD = re.compile(r"[\w.+-]+")
 
 
@@ -154,6 +157,8 @@ def _read(what: str, text: str, kind: type) -> Value:
         raise CriterionValueError(f"parameter {what} must be {rule}, got {text!r}") from None
     if isinstance(value, float) and not math.isfinite(value):
         raise CriterionValueError(f"parameter {what} must be finite, got {text!r}")
+    if isinstance(value, float) and abs(value) > _LARGEST:
+        raise CriterionValueError(f"parameter {what} must be at most {_LARGEST:.3g} in size, got {text!r}")
     if isinstance(value, str) and not _WORD.fullmatch(value):
         raise CriterionValueError(f"parameter {what} must be letters, digits, '.', '+', '-' or '_', got {text!r}")
     return value

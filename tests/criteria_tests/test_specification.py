@@ -75,6 +75,7 @@ def test_names_are_canonical(written, name):
         ("x:count=many", "'count' of 'x' must be of type int, got 'many'"),
         ("x:share=half", "'share' of 'x' must be of type float, got 'half'"),
         ("x:share=nan", "'share' of 'x' must be finite, got 'nan'"),
+        ("x:share=-1e300", "'share' of 'x' must be at most 3.4e\\+38 in size, got '-1e300'"),
         ("x:signed=1", "'signed' of 'x' must be true or false, got '1'"),
         ("x:start=a b", "'start' of 'x' must be letters, digits, .*, got 'a b'"),
     ],
