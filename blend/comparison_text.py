@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from blend.comparison import SAME
+from blend.problem import notes_in_words
 
 _COST = {"macs": "MACs", "params": "parameters"}
 
@@ -24,8 +25,8 @@ def print_comparison(report: dict[str, Any]) -> None:
     for table in (clusters, _agreement(report), _worth(report)):
         console.print(table)
         console.print()
-    for note in report["notes"]:
-        console.print(f"note: {note['criterion']} in {note['group']}: {note['reason']}", soft_wrap=True, markup=False)
+    for line in notes_in_words(report["notes"], len(report["groups"])):
+        console.print(line, soft_wrap=True, markup=False)
     for row in report["results"]:
         if row["heldout_metric"] is None:
             console.print(f"note: {row['name']}: {row['note']}", soft_wrap=True, markup=False)

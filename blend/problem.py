@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -181,9 +181,26 @@ def _score(
         table = score(
             task.model, graph, list(batches), loss, criteria, metric=metric, seed=config.seed, on_step=on_step
         )
-    for note in table.notes:
-        say(f"note: {note.criterion} in {note.group}: {note.reason}")
+    for line in notes_in_words([asdict(note) for note in table.notes], len(table.groups)):
+        say(line)
     return table
+
+
+def notes_in_words(notes: Sequence[Mapping[str, str]], groups: int) -> Iterator[str]:
+    """A line for each note of a table, and a single one for a criterion that has one in every group.
+
+    Args:
+        notes: as in a `ScoreTable`, as plain data.
+        groups: how many there are.
+    """
+    by_criterion: dict[str, list[Mapping[str, str]]] = {}
+    for note in notes:
+        by_criterion.setdefault(note["criterion"], []).append(note)
+    for criterion, mine in by_criterion.items():
+        if len(mine) == groups > 1:
+            yield f"note: {criterion} in all {groups} groups; in {mine[0]['group']}: {mine[0]['reason']}"
+        else:
+            yield from (f"note: {criterion} in {note['group']}: {note['reason']}" for note in mine)
 
 
 def _check_labels(criteria: Sequence[Criterion], config: SearchConfig) -> None:

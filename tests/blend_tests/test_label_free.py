@@ -123,7 +123,10 @@ def test_an_unknown_loss_is_refused(capsys):
 
 def test_first_order_criteria_are_told_why_they_are_silent(capsys):
     table(TASK, calibration_loss="divergence")
-    assert "taylor_fo rank nothing with calibration loss 'divergence', whose gradient is 0" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "taylor_fo rank nothing with calibration loss 'divergence', whose gradient is 0" in err
+    assert "note: taylor_fo in all 2 groups; in features.0: degenerate: all 12 scores are 0" in err
+    assert err.count("degenerate") == 1
 
 
 def test_a_search_without_labels_says_so_in_its_folder_and_export(tasks, tmp_path):
