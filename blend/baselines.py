@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -42,7 +42,11 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Contest:
-    """Everything that the baselines of one run have in common."""
+    """Everything that the baselines of one run have in common.
+
+    Attributes:
+        transform: What happens to a single criterion's scores before its global ranking.
+    """
 
     graph: ChannelGraph
     table: ScoreTable
@@ -54,15 +58,20 @@ class Contest:
     reduction: float
     allocations: tuple[str, ...]
     seed: int
+    transform: Callable[[Scores], Scores] = lambda scores: scores
 
     def baselines(self) -> list[Baseline]:
         """Every single criterion and the uniform blend, under each allocation, and the mean of random masks."""
-        singles = [self._single(name, how) for how in self.allocations for name in self.table.criteria]
+        singles = [self.single(name, how) for how in self.allocations for name in self.table.criteria]
         blends = [self._uniform_blend(how) for how in self.allocations]
-        return [*(single for single in singles if single is not None), *blends, self._random_masks()]
+        return [*(single for single in singles if single is not None), *blends, self.random_masks()]
 
-    def _single(self, criterion: str, allocation: str) -> Baseline | None:
-        """None where the groups that a criterion cannot rank keep it from being compared with the others."""
+    def single(self, criterion: str, allocation: str) -> Baseline | None:
+        """None where the groups that a criterion cannot rank keep it from being compared with the others.
+
+        Raises:
+            CriterionValueError: Its scores cannot be transformed.
+        """
         missing = sorted(group for group in self.clusters if self.table.get(criterion, group) is None)
         if missing and (allocation == "global" or len(missing) == len(self.clusters)):
             return None  # its scores do not reach all groups, so they cannot be ranked against each other
@@ -71,6 +80,8 @@ class Contest:
         factors = {group: {criterion: 1.0} if group in scores else {} for group in self.clusters}
         if missing and not is_reachable(self.graph, scores, self.reduction, self.cost, self.floor):
             return None
+        if allocation == "global":
+            return self._baseline(criterion, "single", allocation, self.transform(scores), factors, note)
         return self._baseline(criterion, "single", allocation, scores, factors, note)
 
     def _uniform_blend(self, allocation: str) -> Baseline:
@@ -107,7 +118,8 @@ class Contest:
     def _keep(self, scores: Scores) -> Keep:
         return keep_mask(self.graph, scores, self.reduction, self.cost, self.floor)
 
-    def _random_masks(self) -> Baseline:
+    def random_masks(self) -> Baseline:
+        """Chance alone, every group giving the same share."""
         rng = np.random.default_rng([self.seed, 5])
         masks = [self._keep(uniform(self._random_scores(rng))) for _ in range(RANDOM_MASKS)]
         return Baseline("random-mask", "random_mask", "uniform", tuple(masks), None, f"mean of {RANDOM_MASKS}")

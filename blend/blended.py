@@ -83,6 +83,7 @@ class BlendedCriterion(_Strict):
     reduction: Annotated[float, Field(gt=0.0, lt=1.0)]
     cost: Literal["macs", "params"]
     floor: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    calibration_loss: Literal["task", "squared_norm", "divergence"] = "task"
     criteria: tuple[dict[str, Any], ...]
     network: NetworkIdentity
     task: dict[str, Any]

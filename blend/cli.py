@@ -16,6 +16,7 @@ from blend.cli_options import (
     CHEAP_CRITERIA,
     RUNS,
     Base,
+    CalibrationLoss,
     Criteria,
     Encoding,
     Evaluations,
@@ -81,6 +82,7 @@ def search(
     signed: Signed = False,
     base: Base = None,
     criteria: Criteria = CHEAP_CRITERIA,
+    calibration_loss: CalibrationLoss = "task",
     normalisation: Annotated[str, typer.Option(help="Of each criterion inside a group: rank, minmax or z.")] = "rank",
     clusters: Annotated[str, typer.Option(metavar="K", help="Clusters per group: a number, or silhouette.")] = "3",
     clustering: Annotated[str, typer.Option(help="agglomerative or kmeans.")] = "agglomerative",
@@ -124,8 +126,9 @@ def search(
 
     config = search_config(
         task=task, options=parse_options(option), reduction=reduction, cost=cost, allocation=allocation,
-        encoding=encoding, signed=signed, base=base, criteria=names(criteria), normalisation=normalisation,
-        clusters=clusters, clustering=clustering, fitness=fitness, strategy=strategy,
+        encoding=encoding, signed=signed, base=base, criteria=names(criteria),
+        calibration_loss=calibration_loss, normalisation=normalisation, clusters=clusters, clustering=clustering,
+        fitness=fitness, strategy=strategy,
         population=population, **({} if evaluations is None else {"evaluations": evaluations}),
         generations=generations, time=time, target=target, patience=patience, random_search=random_search,
         recalibration_images=recalibration_images, batch_size=batch_size, floor=floor, ignore=tuple(ignore), seed=seed,

@@ -10,6 +10,7 @@ import typer
 from blend.cli_options import (
     CHEAP_CRITERIA,
     RUNS,
+    CalibrationLoss,
     Criteria,
     Ignore,
     Json,
@@ -26,68 +27,100 @@ from blend.errors import BlendError
 commands = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]})
 
 
-@commands.command(epilog="Example:  blend criteria --json")
-def criteria(as_json: Json = False) -> None:
-    """List every criterion of the registry: family, what it needs, and where it comes from."""
-    from rich.console import Console
+@commands.command(epilog="Example:  blend criteria obd")
+def criteria(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Tell all of this one; as obd, or with parameters.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List every criterion of the registry, or tell all of one: formula, parameters, cost, claims, cautions.
 
-    from blend.problem import all_criteria
-    from blend.report import criteria_table
+    A parameter is set behind the name, wherever criteria are chosen: --criteria l1,obd:probes=16.
+    """
+    from blend.problem import all_criteria, criterion_named
+    from criteria.catalogue import record
 
+    if name is not None:
+        found = record(criterion_named(name))
+        if as_json:
+            print_json(found)
+        else:
+            from blend.criteria_text import print_criterion
+
+            print_criterion(found)
+        return
     registered = all_criteria()
     if as_json:
-        print_json(
-            [
-                {"name": c.name, "family": c.family, "needs": sorted(c.needs), "reference": c.reference,
-                 "summary": c.summary}
-                for c in registered
-            ]
-        )  # fmt: skip
+        print_json([record(criterion) for criterion in registered])
     else:
-        Console(stderr=True).print(criteria_table(registered))
+        from blend.criteria_text import print_criteria
+
+        print_criteria([record(criterion) for criterion in registered])
 
 
-@commands.command(epilog="Example:  blend compare textures --criteria l1,l2,fpgm,taylor_fo --figure compare.svg")
+@commands.command(epilog="Example:  blend compare textures --criteria l1,l2,fpgm,taylor_fo --figure compare.html")
 def compare(
     task: TaskArgument,
     reduction: Reduction = "0.5",
     cost: Annotated[str, typer.Option(help="What is reduced: macs or params.")] = "macs",
     criteria: Criteria = CHEAP_CRITERIA,
+    calibration_loss: CalibrationLoss = "task",
     clusters: Annotated[str, typer.Option(metavar="K", help="Clusters per group: a number, or silhouette.")] = "3",
     clustering: Annotated[str, typer.Option(help="agglomerative or kmeans.")] = "agglomerative",
+    allocation: Annotated[
+        str, typer.Option(help="uniform: the same share of each group. global: one ranking over all groups.")
+    ] = "uniform",
+    transform: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME[:PARAMETER=VALUE]",
+            help="Of the scores before a global ranking. balanced: the same mean in every group. "
+            "resource_aware (:strength=1): costly groups give more. affine (:file=FILE.json): a line for each group, "
+            '{"GROUP": {"scale": 2, "shift": 0.1}}.',
+        ),
+    ] = "none",
     ignore: Ignore = [],  # noqa: B006
     option: Options = [],  # noqa: B006
     seed: Seed = "0",
     figure: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also draw all of it: FILE.png, FILE.svg or FILE.pdf.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also draw all of it: FILE.png, FILE.svg, FILE.pdf, or FILE.html with every group's matrices.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Tell, without a search, which importance to use on a network and which ones are the same.
 
     Rank correlations, clusters, overlap of what would be pruned, the seconds that each criterion takes by itself, and
-    the held-out accuracy that it keeps: pruned by it alone, every layer giving the same share, recalibrated.
+    the held-out accuracy that it keeps: pruned by it alone, every layer giving the same share (or, with --allocation
+    global, what one ranking over all layers makes it give), recalibrated.
     """
     from blend.config import parse_options, search_config
 
     config = search_config(
         task=task, options=parse_options(option), reduction=reduction, cost=cost, criteria=names(criteria), seed=seed,
-        clusters=clusters, clustering=clustering, ignore=tuple(ignore),
+        allocation=allocation, calibration_loss=calibration_loss, clusters=clusters, clustering=clustering,
+        ignore=tuple(ignore),
     )  # fmt: skip
 
     from blend.comparison import compare as compared
-    from blend.comparison_figure import check_figure, draw_comparison
+    from blend.comparison_figure import check_figure
+    from blend.comparison_page import save_comparison
     from blend.comparison_text import print_comparison
+    from blend.transform import parse_transform
 
     if figure is not None:
         check_figure(figure)
-    report = compared(config)
+    report = compared(config, parse_transform(transform))
     if as_json:
         print_json(report)
     else:
         print_comparison(report)
     if figure is not None:
-        draw_comparison(report, figure)
+        save_comparison(report, figure)
 
 
 @commands.command(epilog="Example:  blend doctor --all")

@@ -24,6 +24,14 @@ Ignore = Annotated[
     list[str], typer.Option(metavar="PATTERN", help="Layers whose channels must all stay, like 'head.*'; repeatable.")
 ]
 Criteria = Annotated[str, typer.Option(metavar="A,B,C", help="Criteria to blend; blend criteria lists them all.")]
+CalibrationLoss = Annotated[
+    str,
+    typer.Option(
+        metavar="LOSS",
+        help="What gradients are of: task (the task's loss), or without reading calibration labels squared_norm (of "
+        "the outputs) or divergence (from the network's own outputs; for second-order, learned and ablation criteria).",
+    ),
+]
 Reduction = Annotated[str, typer.Option(metavar="SHARE", help="Share of the cost to remove, in (0, 1).")]
 Encoding = Annotated[
     str,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,19 @@ from blend.config import SearchConfig
 from blend.evaluation import Judge, Settings
 from blend.problem import Problem, prepare
 from blend.progress import progress
+from blend.transform import Transform, group_costs
 from criteria import redundancy
 from criteria.clustering import agglomeration, mean_tail_overlap
+from criteria.errors import CriterionValueError
 from criteria.graph import Keep
 
 SAME = 0.8
 """Criteria whose branches of the dendrogram join at this mean rank correlation or a higher one say the same."""
 
+_UNRANKED = {
+    "uniform": "cannot rank enough groups to reach the reduction",
+    "global": "cannot rank all groups, and so not against each other",
+}
 SURE = 1.96  # standard errors in a 95 % interval
 
 
@@ -45,35 +51,41 @@ class Judged:
         return {"heldout_metric": float(self.values.mean()), "loss": self.loss, "reduction": self.reduction}
 
 
-def compare(config: SearchConfig) -> dict[str, Any]:
+def compare(config: SearchConfig, transform: Transform = Transform()) -> dict[str, Any]:  # noqa: B008 — frozen
     """Score a task by every criterion, each for itself, and prune it by each.
 
     Args:
-        config: Task, criteria, reduction, clustering and seed.
+        config: Task, criteria, reduction, allocation, clustering and seed.
+        transform: What happens to the scores before a global ranking.
 
     Returns:
         The redundancy report of `criteria.redundancy`, at the share of channels that the reduction takes, with
         ``order`` and ``linkage`` (the dendrogram), ``mean_tail_overlap``, ``results`` (per criterion: ``seconds``,
         ``heldout_metric``, ``loss``, ``reduction``, ``behind_best``, ``ci95``, ``note``), ``unpruned``, ``random``,
-        ``same`` (sets of criteria) and ``recommended``.
+        ``same`` (sets of criteria) and ``recommended``. Random masks take the same share of every group.
 
     Raises:
-        InputError: As for a search.
+        InputError: As for a search, or the transform does not fit the allocation or the network.
     """
+    transform.check_allocation(config.allocation)
     problem = prepare(config, separately=True)
     problem.check_reachable()
-    chosen = [b for b in problem.baselines if b.allocation == "uniform" and b.kind in ("single", "random_mask")]
+    transform.check_groups(problem.graph)
+    chosen, reasons = _contenders(problem, transform)
     judged = _judged(problem, chosen)
     share = float(np.mean([np.mean(~mask) for baseline in chosen for mask in baseline.masks]))
     report = redundancy(problem.table, problem.clusters, share)
     report["mean_tail_overlap"] = _plain(mean_tail_overlap(problem.table, share)[1])
     tree, leaves = agglomeration(problem.table)
-    results = _results(problem, chosen, judged)
+    results = _results(problem, chosen, judged, reasons)
     return {
         "task": config.title,
         "seed": config.seed,
         "reduction": config.reduction,
         "cost": config.cost,
+        "allocation": config.allocation,
+        "transform": transform.name,
+        "calibration_loss": config.calibration_loss,
         "heldout_examples": len(problem.splits.heldout),
         **report,
         "linkage": tree.tolist(),
@@ -84,6 +96,24 @@ def compare(config: SearchConfig) -> dict[str, Any]:
         "same": _same(report, tree.tolist()),
         "recommended": _recommended(results, judged),
     }
+
+
+def _contenders(problem: Problem, transform: Transform) -> tuple[list[Baseline], dict[str, str]]:
+    """The masks of every criterion that has some, those of chance, and why a criterion has none."""
+    costs = group_costs(problem.graph, problem.cost)
+    contest = replace(problem.contest, transform=lambda scores: transform(scores, costs))
+    chosen, reasons = [], {}
+    for name in problem.table.criteria:
+        try:
+            found = contest.single(name, problem.config.allocation)
+        except CriterionValueError as error:
+            reasons[name] = f"transform '{transform.name}' does not apply: {error}"
+            continue
+        if found is None:
+            reasons[name] = _UNRANKED[problem.config.allocation]
+        else:
+            chosen.append(found)
+    return [*chosen, contest.random_masks()], reasons
 
 
 def _judged(problem: Problem, chosen: Sequence[Baseline]) -> dict[str, Judged]:
@@ -110,7 +140,9 @@ def _measured(judge: Judge, problem: Problem, mask: Keep) -> tuple[float, NDArra
     return loss, values, problem.cost.reduction(mask)
 
 
-def _results(problem: Problem, chosen: Sequence[Baseline], judged: dict[str, Judged]) -> list[dict[str, Any]]:
+def _results(
+    problem: Problem, chosen: Sequence[Baseline], judged: dict[str, Judged], reasons: Mapping[str, str]
+) -> list[dict[str, Any]]:
     """One row a criterion, in the table's order; what could not be pruned by has None in the place of numbers."""
     notes = {baseline.name: baseline.note for baseline in chosen}
     ranked = [name for name in problem.table.criteria if name in judged]
@@ -123,7 +155,7 @@ def _results(problem: Problem, chosen: Sequence[Baseline], judged: dict[str, Jud
             row |= judged[name].to_dict() | {"behind_best": behind, "ci95": interval}
         else:
             row |= dict.fromkeys(("heldout_metric", "loss", "reduction", "behind_best", "ci95"))
-            row["note"] = "cannot rank enough groups to reach the reduction"
+            row["note"] = reasons[name]
         rows.append(row)
     return rows
 

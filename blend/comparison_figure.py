@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from blend.comparison import SAME
+from blend.comparison_text import spread
 from blend.errors import InputError
 
-SUFFIXES = (".png", ".svg", ".pdf")
+SUFFIXES = (".html", ".png", ".svg", ".pdf")
 _ALONE = "#9aa0a6"
 _SETS = ("#4c78a8", "#e07b39", "#59a14f", "#b07aa1", "#d1495b", "#76a5a0", "#a67c52", "#e2b93b")
 _INK = "#222222"
@@ -35,8 +36,12 @@ def check_figure(path: Path) -> None:
         raise InputError(f"figure must lie in an existing folder, got '{path}'")
 
 
-def draw_comparison(report: dict[str, Any], path: Path) -> None:
+def draw_comparison(report: dict[str, Any], path: Path | TextIO) -> None:
     """Draws what `blend.comparison.compare` found.
+
+    Args:
+        report: What was found.
+        path: A file, whose suffix says how; or something that takes text, which is SVG then.
 
     Raises:
         InputError: If the file cannot be written.
@@ -51,7 +56,8 @@ def draw_comparison(report: dict[str, Any], path: Path) -> None:
         FigureCanvasAgg(figure)
         page.draw(figure)
         try:
-            figure.savefig(path, dpi=220, metadata={"Date": None} if path.suffix == ".svg" else None)
+            kind = path.suffix[1:] if isinstance(path, Path) else "svg"
+            figure.savefig(path, format=kind, dpi=220, metadata={"Date": None} if kind == "svg" else None)
         except OSError as error:
             raise InputError(f"figure cannot be written: {error}") from error
 
@@ -94,7 +100,7 @@ class _Page:
         place = {"x": 0.25 / self.size[0], "y": 1 - 0.12 / self.size[1], "ha": "left", "va": "top"}
         figure.suptitle(f"Pruning criteria on {about}", fontsize=11, fontweight="bold", **place)
         examples = f"{self.report['heldout_examples']} held-out examples"
-        how = f"every layer gives the same share; recalibrated, not fine-tuned; {examples}"
+        how = f"{spread(self.report)}; recalibrated, not fine-tuned; {examples}"
         figure.text(place["x"], 1 - 0.34 / self.size[1], how, fontsize=7.5, color="#666666", va="top")
         for axes in (agreement, overlap):
             for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):

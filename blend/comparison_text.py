@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from blend.comparison import SAME
+from blend.problem import notes_in_words
 
 _COST = {"macs": "MACs", "params": "parameters"}
 
@@ -24,8 +25,11 @@ def print_comparison(report: dict[str, Any]) -> None:
     for table in (clusters, _agreement(report), _worth(report)):
         console.print(table)
         console.print()
-    for note in report["notes"]:
-        console.print(f"note: {note['criterion']} in {note['group']}: {note['reason']}", soft_wrap=True, markup=False)
+    for line in notes_in_words(report["notes"], len(report["groups"])):
+        console.print(line, soft_wrap=True, markup=False)
+    for row in report["results"]:
+        if row["heldout_metric"] is None:
+            console.print(f"note: {row['name']}: {row['note']}", soft_wrap=True, markup=False)
     for sentence in answer(report):
         console.print(sentence, soft_wrap=True, markup=False)
 
@@ -34,6 +38,14 @@ def answer(report: dict[str, Any]) -> Iterator[str]:
     """Which importance to use, and which ones are the same, each in a plain sentence."""
     yield _which(report)
     yield _alike(report)
+
+
+def spread(report: dict[str, Any]) -> str:
+    """How the reduction was spread over the layers."""
+    if report["allocation"] == "uniform":
+        return "every layer giving the same share"
+    how = "" if report["transform"] == "none" else f" of {report['transform']} scores"
+    return f"one ranking{how} over all layers"
 
 
 def _agreement(report: dict[str, Any]) -> Table:
@@ -57,14 +69,14 @@ def _agreement(report: dict[str, Any]) -> Table:
 def _worth(report: dict[str, Any]) -> Table:
     """What each criterion keeps and costs, the best first."""
     fewer = f"{report['reduction']:.0%} fewer {_COST[report['cost']]}"
-    title = f"pruned by each: {fewer}, every layer giving the same share, recalibrated"
+    title = f"pruned by each: {fewer}, {spread(report)}, recalibrated"
     table = Table(title=title, box=None)
     for column in ("criterion", "held-out", "behind the best (95 %)", "loss", "seconds", ""):
         table.add_column(column, justify="left" if column in ("criterion", "") else "right")
     nothing = float("-inf")
     for row in sorted(report["results"], key=lambda r: -(nothing if (m := r["heldout_metric"]) is None else m)):
         if row["heldout_metric"] is None:
-            table.add_row(row["name"], "–", "–", "–", f"{row['seconds']:.2f}", row["note"])
+            table.add_row(row["name"], "–", "–", "–", f"{row['seconds']:.2f}", "see note")
             continue
         low, high = row["ci95"]
         behind = f"{row['behind_best']:.3f} ({low:+.3f} … {high:+.3f})" if row["behind_best"] or high > low else "best"
@@ -81,7 +93,8 @@ def _worth(report: dict[str, Any]) -> Table:
 def _which(report: dict[str, Any]) -> str:
     chosen = report["recommended"]
     if chosen is None:
-        return "No criterion can rank enough groups to reach this reduction."
+        reasons = list(dict.fromkeys(row["note"] for row in report["results"]))
+        return f"No criterion can be pruned by here: {'; '.join(reasons)}."
     rows = {row["name"]: row for row in report["results"]}
     best, equals = chosen["best"], chosen["not_told_apart"]
     scale = (
@@ -95,7 +108,9 @@ def _which(report: dict[str, Any]) -> str:
         also = f"; {report['heldout_examples']} examples cannot tell it from {_listed(equals)}"
         if rows[chosen["cheapest"]]["seconds"] < rows[best]["seconds"] / 2:
             also += f", of which {chosen['cheapest']} is the cheapest ({rows[chosen['cheapest']]['seconds']:.2g} s)"
-    return f"Use {best} on this network for {report['reduction']:.0%} fewer {_COST[report['cost']]} ({scale}){also}."
+    fewer = f"{report['reduction']:.0%} fewer {_COST[report['cost']]}"
+    how = "" if report["allocation"] == "uniform" else f", {spread(report)}"
+    return f"Use {best} on this network for {fewer}{how} ({scale}){also}."
 
 
 def _alike(report: dict[str, Any]) -> str:

@@ -32,6 +32,7 @@ class SearchConfig(BaseModel):
     options: dict[str, str] = Field(default_factory=dict)
     reduction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
     cost: Literal["macs", "params"] = "macs"
+    calibration_loss: Literal["task", "squared_norm", "divergence"] = "task"
     allocation: Literal["global", "uniform"] = "global"
     encoding: Literal["cluster", "shared", "direct", "allocation", "mask"] = "cluster"
     signed: bool = False

@@ -38,6 +38,7 @@ def blended_criterion(problem: Problem, best: Evaluation, result: dict[str, Any]
         reduction=config.reduction,
         cost=config.cost,
         floor=config.floor,
+        calibration_loss=config.calibration_loss,
         criteria=tuple({"name": c.name, "family": c.family, "reference": c.reference} for c in records),
         network=NetworkIdentity(layout=identity["layout"], weights=identity["weights"], shapes=problem.graph.shapes),
         task={

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from blend.baselines import Baseline, Contest
 from blend.budget import ALLOCATIONS, CostModel, floors, keep_mask
@@ -22,6 +22,7 @@ from blend.progress import Progress, progress, say
 from blend.pruning import check_slicing, single_thread
 from blend.task import Splits, Task, check_task, load_task
 from criteria import CRITERIA, ChannelGraph, Criterion, CriterionError, ScoreTable, cluster, score
+from criteria.losses import label_free
 from criteria.passes import OnStep
 from criteria.scores import merged
 
@@ -63,13 +64,17 @@ class Problem:
         return encoding_for(self.config, self.clusters, self.blender)
 
     @cached_property
-    def baselines(self) -> list[Baseline]:
-        """The opponents."""
-        contest = Contest(
+    def contest(self) -> Contest:
+        """What the opponents have in common."""
+        return Contest(
             self.graph, self.table, self.clusters, self.encoding, self.blender, self.cost, self.floor,
             self.config.reduction, ALLOCATIONS[::-1], self.config.seed,
         )  # fmt: skip
-        return contest.baselines()
+
+    @cached_property
+    def baselines(self) -> list[Baseline]:
+        """The opponents."""
+        return self.contest.baselines()
 
     def check_reachable(self) -> None:
         """Refuses a reduction that the floors make impossible.
@@ -103,8 +108,9 @@ def prepare(config: SearchConfig, scores: Path | None = None, *, separately: boo
     """
     with _criterion_errors():
         criteria = [CRITERIA.get(name) for name in config.criteria]
+        _check_labels(criteria, config)
         task = load_task(config.task, config.options, config.seed)
-        splits = check_task(task)
+        splits = check_task(task, config.calibration_loss)
         graph = ChannelGraph.build(task.model, task.example_input, (*task.ignore, *config.ignore))
         for left_alone in graph.notes:
             say(f"note: {left_alone}")
@@ -121,6 +127,7 @@ def prepare(config: SearchConfig, scores: Path | None = None, *, separately: boo
             for group in graph.groups
             if table.usable(group.name)
         }
+        _say_what_is_silent(table, config)
     if not clusters:
         raise InputError("no criterion can rank the channels of any group: choose other criteria")
     return Problem(config, task, splits, graph, table, clusters, seconds)
@@ -130,6 +137,16 @@ def all_criteria() -> list[Criterion]:
     """Every criterion of the registry, those of other packages included."""
     with _criterion_errors():
         return list(CRITERIA)
+
+
+def criterion_named(specification: str) -> Criterion:
+    """The criterion of a name, with parameters or without.
+
+    Raises:
+        InputError: There is none, with the nearest name.
+    """
+    with _criterion_errors():
+        return CRITERIA.get(specification)
 
 
 @contextmanager
@@ -151,15 +168,57 @@ def weight_hash(model: nn.Module) -> str:
 def _score(
     task: Task, splits: Splits, graph: ChannelGraph, criteria: Sequence[Criterion], config: SearchConfig
 ) -> ScoreTable:
-    batches = list(splits.calibration.batches(config.batch_size))
+    batches: Iterable[tuple[Tensor, Tensor]] = splits.calibration.batches(config.batch_size)
+    loss, name = task.loss, config.calibration_loss
+    metric = task.metric if name == "task" else None
     # One thread, so that the scores are the same bits whatever the number of cores.
     with single_thread(), _bars() as on_step:
+        if name != "task":
+            loss, batches = label_free(name, task.model, batches)
         table = score(
-            task.model, graph, batches, task.loss, criteria, metric=task.metric, seed=config.seed, on_step=on_step
+            task.model, graph, list(batches), loss, criteria, metric=metric, seed=config.seed, on_step=on_step
         )
-    for note in table.notes:
-        say(f"note: {note.criterion} in {note.group}: {note.reason}")
+    for line in notes_in_words([asdict(note) for note in table.notes], len(table.groups)):
+        say(line)
     return table
+
+
+def notes_in_words(notes: Sequence[Mapping[str, str]], groups: int) -> Iterator[str]:
+    """A line for each note of a table, and a single one for a criterion that has one in every group.
+
+    Args:
+        notes: as in a `ScoreTable`, as plain data.
+        groups: how many there are.
+    """
+    by_criterion: dict[str, list[Mapping[str, str]]] = {}
+    for note in notes:
+        by_criterion.setdefault(note["criterion"], []).append(note)
+    for criterion, mine in by_criterion.items():
+        if len(mine) == groups > 1:
+            yield f"note: {criterion} in all {groups} groups; in {mine[0]['group']}: {mine[0]['reason']}"
+        else:
+            yield from (f"note: {criterion} in {note['group']}: {note['reason']}" for note in mine)
+
+
+def _check_labels(criteria: Sequence[Criterion], config: SearchConfig) -> None:
+    """Refuses criteria that read labels where these are not to be read."""
+    reading = [criterion.name for criterion in criteria if criterion.labelled]
+    if reading and config.calibration_loss != "task":
+        raise InputError(
+            f"criteria must not read labels with calibration loss '{config.calibration_loss}', got "
+            f"{', '.join(reading)}: leave {'it' if len(reading) == 1 else 'them'} out, or use calibration loss 'task'"
+        )
+
+
+def _say_what_is_silent(table: ScoreTable, config: SearchConfig) -> None:
+    """Names the criteria that come to nothing because the divergence of a network from itself has no gradient."""
+    heard = {criterion for group in table.groups for criterion in table.usable(group)}
+    silent = [criterion for criterion in table.criteria if criterion not in heard]
+    if silent and config.calibration_loss == "divergence":
+        say(
+            f"note: {', '.join(silent)} rank nothing with calibration loss 'divergence', whose gradient is 0 at the "
+            f"network itself: second-order, learned and ablation criteria do, and all of them with 'squared_norm'"
+        )
 
 
 @contextmanager

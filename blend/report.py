@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
@@ -116,16 +115,6 @@ def runs_table(runs: list[Run]) -> Table:
             _number(about["best"]["heldout_metric"]), _number(about["best"]["test_metric"]),
             f"{100 * margin['test']:+.1f}" if margin else "",
         )  # fmt: skip
-    return table
-
-
-def criteria_table(criteria: Iterable[Any]) -> Table:
-    """One line a criterion."""
-    table = Table(box=None, header_style="bold")
-    for column in ("name", "family", "needs", "reference"):
-        table.add_column(column, overflow="fold")
-    for criterion in criteria:
-        table.add_row(criterion.name, criterion.family, ", ".join(sorted(criterion.needs)), criterion.reference)
     return table
 
 

@@ -20,6 +20,7 @@ from blend.config import task_title
 from blend.errors import InputError, described, nearest
 from blend.tasks.loading import call, find_function
 from blend.tasks.splits import Data, Split, check_disjoint, materialise
+from criteria.losses import LABEL_FREE
 
 __all__ = [
     "BUILTIN_TASKS",
@@ -91,7 +92,8 @@ class Task:
     Attributes:
         model: the trained network.
         example_input: a batch of at least one input, for tracing.
-        calibration: data for statistics and recalibration.
+        calibration: data for statistics and recalibration; inputs alone will do where the calibration loss needs no
+            labels.
         heldout: data for the fitness.
         test: data for the report, never searched on.
         loss: outputs (n, ...) and targets (n, ...) to a scalar, the mean over the batch.
@@ -161,20 +163,24 @@ def load_task(spec: str, options: Mapping[str, str] = MappingProxyType({}), seed
     return task
 
 
-def check_task(task: Task) -> Splits:
+def check_task(task: Task, calibration_loss: str = "task") -> Splits:
     """Refuse a task that a search could not use, before hours are spent on it, and bring its data into memory.
 
     The network's mode is restored, and no gradients are left behind.
+
+    Args:
+        task: what a user brought.
+        calibration_loss: ``task``, or a loss that needs no labels (`criteria.losses.LABEL_FREE`): those of the
+            calibration split are not read then.
 
     Raises:
         InputError: saying what is wrong with the network, the data, the loss or the metric.
     """
     _check_weights(task.model)
     splits = Splits(
-        *(
-            materialise(data, name)
-            for data, name in ((task.calibration, "calibration"), (task.heldout, "held-out"), (task.test, "test"))
-        )
+        materialise(task.calibration, "calibration", labelled=calibration_loss == "task"),
+        materialise(task.heldout, "held-out"),
+        materialise(task.test, "test"),
     )
     for a, b in combinations(splits, 2):
         check_disjoint(a, b)
@@ -183,7 +189,10 @@ def check_task(task: Task) -> Splits:
     with _evaluating(task.model):
         _attempt("the model", "example_input", task.model, task.example_input)
         for split in (splits.heldout, splits.calibration, splits.test):
-            _check_judgement(task, split)
+            if split.labelled:
+                _check_judgement(task, split)
+            else:
+                _check_label_free(task, split, calibration_loss)
     return splits
 
 
@@ -213,11 +222,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 def _check_judgement(task: Task, split: Split) -> None:
     """Run the first batch of a split through network, loss and metric."""
-    where = f"the first {split.name} batch"
-    inputs, targets = next(split.batches(_BATCH))
-    outputs = _attempt("the model", where, task.model, inputs)
-    if not isinstance(outputs, Tensor):
-        raise InputError(f"the model must return one tensor, got {type(outputs).__name__} on {where}")
+    where, inputs, targets, outputs = _first_outputs(task, split)
     loss = _attempt("loss", where, task.loss, outputs, targets)
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise InputError(f"loss must return a scalar tensor, the mean over the batch, got {_summary(loss)} on {where}")
@@ -230,6 +235,24 @@ def _check_judgement(task: Task, split: Split) -> None:
         )
     if not scores.isfinite().all():
         raise InputError(f"metric must return finite scores, got NaN or infinity on {where}")
+
+
+def _check_label_free(task: Task, split: Split, name: str) -> None:
+    """Run the first batch of a split through the network and a loss that needs no labels."""
+    where, _, _, outputs = _first_outputs(task, split)
+    loss = _attempt(f"calibration loss '{name}'", where, LABEL_FREE[name], outputs, outputs)
+    if not loss.isfinite().all():
+        raise InputError(f"calibration loss '{name}' is {loss.item()} on {where}; it must be finite")
+
+
+def _first_outputs(task: Task, split: Split) -> tuple[str, Tensor, Tensor, Tensor]:
+    """What messages call the first batch of a split, its inputs and targets, and what the network makes of it."""
+    where = f"the first {split.name} batch"
+    inputs, targets = next(split.batches(_BATCH))
+    outputs = _attempt("the model", where, task.model, inputs)
+    if not isinstance(outputs, Tensor):
+        raise InputError(f"the model must return one tensor, got {type(outputs).__name__} on {where}")
+    return where, inputs, targets, outputs
 
 
 def _attempt(what: str, where: str, function: Callable[..., Any], *arguments: Tensor) -> Any:

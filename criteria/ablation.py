@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from criteria.claims import DEFAULT_CLAIMS
 from criteria.errors import CriterionError
 from criteria.graph import Member
 from criteria.passes import Network, reading_groups, register_pass, sampled
+from criteria.specification import at_least
 from criteria.streaming import hooks
 
 _LACKING = "needs a convolution or linear layer that mixes the group's channels; there is none"
@@ -23,7 +24,7 @@ _LACKING = "needs a convolution or linear layer that mixes the group's channels;
     lacking=_LACKING,
     claims=DEFAULT_CLAIMS - {"dead-last"},  # signed: without some channels the network does better
 )
-def loss_ablation(network: Network, *, images: int = 128) -> dict[str, Tensor]:
+def loss_ablation(network: Network, *, images: Annotated[int, at_least(1)] = 128) -> dict[str, Tensor]:
     r"""Rise of the loss without a channel, :math:`L_{-i} - L`.
 
     A channel is taken away where it is read: its values are 0 at the input of every consumer, which is what slicing
@@ -51,9 +52,10 @@ def loss_ablation(network: Network, *, images: int = 128) -> dict[str, Tensor]:
     family="ablation",
     reference="Abbasi-Asl and Yu, 2017, arXiv:1705.07356",
     lacking=_LACKING,
+    by_metric=True,
     claims=DEFAULT_CLAIMS - {"dead-last", "distinct"},  # signed, and in steps of one example
 )
-def accuracy_ablation(network: Network, *, images: int = 128) -> dict[str, Tensor]:
+def accuracy_ablation(network: Network, *, images: Annotated[int, at_least(1)] = 128) -> dict[str, Tensor]:
     r"""Fall of the metric without a channel, :math:`M - M_{-i}`.
 
     A channel is taken away as in `loss_ablation`.

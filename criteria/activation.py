@@ -1,5 +1,7 @@
 """Criteria that look at what the next layer gets to read of a channel."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
@@ -7,6 +9,7 @@ from criteria.claims import DEFAULT_CLAIMS
 from criteria.errors import CriterionValueError
 from criteria.registry import register
 from criteria.scores import RESOLUTION
+from criteria.specification import at_least
 from criteria.views import GroupStats
 
 
@@ -84,7 +87,7 @@ def hrank(stats: GroupStats) -> Tensor:
     reference="Luo and Wu, 2017, arXiv:1706.05791",
     claims=DEFAULT_CLAIMS - {"distinct"},  # of a count of images in bins
 )
-def entropy(stats: GroupStats, *, bins: int = 20) -> Tensor:
+def entropy(stats: GroupStats, *, bins: Annotated[int, at_least(2)] = 20) -> Tensor:
     r"""Entropy of a channel's spatial means over images, :math:`-\sum_b p_b \ln p_b`.
 
     p is their histogram of equal bins between the channel's own least and largest mean, the upper edge included. The
@@ -166,7 +169,7 @@ def _nuclear_norm(gram: Tensor) -> Tensor:
     needs={"classes"},
     reference="Liu et al., 2022 (evolved pruning functions); Fisher's ratio",
 )
-def discriminant(stats: GroupStats, *, damping: float = 0.05) -> Tensor:
+def discriminant(stats: GroupStats, *, damping: Annotated[float, at_least(0)] = 0.05) -> Tensor:
     r"""Between-class over within-class variance of a channel's spatial means, :math:`\sigma_b^2 / (\sigma_w^2 + 0.05)`.
 
     Classes count by their number of images.

@@ -3,12 +3,15 @@
 import inspect
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from criteria.claims import CLAIMS
 from criteria.registry import Criterion
+from criteria.specification import declared_rules
 from criteria.views import NEEDS
 
 _SECTION = re.compile(r"^(Args|Returns|Caution|Raises|Yields|Example|Note):\s*$", re.MULTILINE)
+_ARGUMENT = re.compile(r"^ {4}(\w+): ", re.MULTILINE)
 
 _INTRODUCTION = """\
 # Criteria
@@ -24,10 +27,54 @@ parameters say. All but the last share one sweep: many criteria cost little more
 
 def docstring_parts(criterion: Criterion) -> dict[str, str]:
     """The sections of a criterion's docstring by name; ``""`` is what comes before the first."""
-    text = inspect.getdoc(criterion.function) or ""
-    first, *rest = _SECTION.split(text)
-    bodies = (" ".join(body.split()) for body in rest[1::2])
-    return {"": first.strip(), **dict(zip(rest[::2], bodies, strict=True))}
+    first, sections = _sections(criterion)
+    return {"": first.strip(), **{name: " ".join(body.split()) for name, body in sections.items()}}
+
+
+def meanings(criterion: Criterion) -> dict[str, str]:
+    """What a criterion's docstring says of each of its arguments."""
+    _, *parts = _ARGUMENT.split(_sections(criterion)[1].get("Args", ""))
+    return {name: " ".join(text.split()) for name, text in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def record(criterion: Criterion) -> dict[str, Any]:
+    """Everything that a program may want to know of a criterion, ready for JSON.
+
+    Returns:
+        ``name``, ``family``, ``summary``, ``formula`` (the docstring's own words, in reStructuredText), ``needs``,
+        ``cost`` (see `cost_class`), ``labels`` (whether it reads labels by itself, and not just through the loss),
+        ``claims`` (keys of `CLAIMS`), ``caution`` and ``reference``; and ``parameters``, of each its ``name``,
+        ``type``, ``default``, ``rule`` beyond the type (or None) and ``meaning``.
+    """
+    parts, rules, meaning = docstring_parts(criterion), declared_rules(criterion.function), meanings(criterion)
+    return {
+        "name": criterion.name,
+        "family": criterion.family,
+        "summary": criterion.summary,
+        "formula": parts[""],
+        "needs": sorted(criterion.needs),
+        "cost": cost_class(criterion),
+        "labels": criterion.labelled,
+        "parameters": [
+            {
+                "name": name,
+                "type": type(default).__name__,
+                "default": default,
+                "rule": rules[name].words if name in rules else None,
+                "meaning": meaning.get(name, ""),
+            }
+            for name, default in parameters(criterion).items()
+        ],
+        "claims": [claim for claim in CLAIMS if claim in criterion.claims],
+        "caution": parts.get("Caution"),
+        "reference": criterion.reference,
+    }
+
+
+def _sections(criterion: Criterion) -> tuple[str, dict[str, str]]:
+    """What comes before the first section of a docstring, and the sections as they are written."""
+    first, *rest = _SECTION.split(inspect.getdoc(criterion.function) or "")
+    return first, dict(zip(rest[::2], rest[1::2], strict=True))
 
 
 def cost_class(criterion: Criterion) -> str:
@@ -72,7 +119,9 @@ def _entry(criterion: Criterion) -> Iterator[str]:
         yield f"- **Gives** {_lower(_mathematics(parts['Returns']))}"
     yield f"- **Needs** {_needs(criterion)}; cost: {cost_class(criterion)}."
     if settings := parameters(criterion):
-        yield f"- **Parameters** {', '.join(f'`{name}={default}`' for name, default in settings.items())}"
+        rules = {name: f" ({rule.words})" for name, rule in declared_rules(criterion.function).items()}
+        shown = (f"`{name}={default}`{rules.get(name, '')}" for name, default in settings.items())
+        yield f"- **Parameters** {', '.join(shown)}"
     if claimed := [what for name, what in CLAIMS.items() if name in criterion.claims]:
         yield f"- **Claims** that {'; '.join(claimed)}."
     if "Caution" in parts:

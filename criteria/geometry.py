@@ -1,11 +1,14 @@
 """Criteria that look at where a filter lies among the others of its layer."""
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from criteria.claims import DEFAULT_CLAIMS
 from criteria.registry import register
+from criteria.specification import at_least
 from criteria.views import GroupStats
 
 
@@ -40,7 +43,7 @@ def fpgm(stats: GroupStats) -> Tensor:
     reference="Huang et al., 2021, arXiv:2004.11627",
     claims=DEFAULT_CLAIMS - {"dead-last"},  # the point need not be at 0, and moves with what the duplicate replaces
 )
-def fermat(stats: GroupStats, *, iterations: int = 1000) -> Tensor:
+def fermat(stats: GroupStats, *, iterations: Annotated[int, at_least(1)] = 1000) -> Tensor:
     r"""Distance to the layer's Fermat point, :math:`\|W_i - W^*\|_2,\ W^* = \arg\min_x \sum_j \|W_j - x\|_2`.
 
     Args:

@@ -1,9 +1,12 @@
 """Criteria that estimate from derivatives how much the loss would change without a filter."""
 
+from typing import Annotated
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from criteria.registry import register
+from criteria.specification import at_least
 from criteria.views import GroupStats
 
 _MOLCHANOV = "Molchanov et al., CVPR 2019, arXiv:1906.10771"
@@ -84,7 +87,7 @@ def fisher(stats: GroupStats) -> Tensor:
 
 
 @register("taylor_so", family="gradient", needs={"gate_curvature"}, reference=_MOLCHANOV)
-def taylor_so(stats: GroupStats, *, probes: int = 8) -> Tensor:
+def taylor_so(stats: GroupStats, *, probes: Annotated[int, at_least(1)] = 8) -> Tensor:
     r"""Squared second-order loss change of a closed gate, :math:`(-L_z + \frac12 L_{zz})^2` per batch, then averaged.
 
     :math:`L_{zz}` is Hutchinson's estimate with its own signs for each example: one probe of a batch of N examples is
@@ -133,7 +136,7 @@ def taylor_output(stats: GroupStats) -> Tensor:
     needs={"weight", "hessian_diagonal"},
     reference="LeCun et al., Optimal Brain Damage, NeurIPS 1989; Hutchinson's estimator",
 )
-def obd(stats: GroupStats, *, probes: int = 8) -> Tensor:
+def obd(stats: GroupStats, *, probes: Annotated[int, at_least(1)] = 8) -> Tensor:
     r"""Second-order loss change by the Hessian's diagonal, :math:`\frac12 \sum_w w^2 H_{ww}`.
 
     The diagonal is Hutchinson's estimate, of 8 probes a batch by default: its noise falls with the root of probes

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import cycle, islice
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -13,10 +13,12 @@ from criteria.errors import CriterionValueError
 from criteria.graph import ChannelGroup, Member
 from criteria.passes import Network, register_pass
 from criteria.scores import combined_scores
+from criteria.specification import above, at_least, one_of, share
 from criteria.streaming import Mean, hooks, rows, widened
 
 STEEPEST = 10.0
 """Longest gradient of a step: networks that are not normalised would throw the weights to infinity."""
+_CALMER = "lower the learning rate, or what holds the weights down (decay, sparsity)"
 _LACKING = "needs a layer that makes the group's channels; there is none"
 _Key = tuple[str, str]  # names of group and layer
 _Draw = Callable[[int, int, int, torch.Generator], Tensor]
@@ -57,11 +59,11 @@ INITIALISATIONS: Mapping[str, _Draw] = {
 def learned_scale(
     network: Network,
     *,
-    initialisation: str = "uniform",
-    steps: int = 30,
-    learning_rate: float = 0.1,
-    momentum: float = 0.9,
-    decay: float = 0.1,
+    initialisation: Annotated[str, one_of(INITIALISATIONS)] = "uniform",
+    steps: Annotated[int, at_least(1)] = 30,
+    learning_rate: Annotated[float, above(0)] = 0.1,
+    momentum: Annotated[float, share()] = 0.9,
+    decay: Annotated[float, at_least(0)] = 0.1,
 ) -> dict[str, Tensor]:
     r"""Size of an importance weight that multiplies the filter's output, :math:`|m_i|`, after a few steps of SGD.
 
@@ -73,7 +75,7 @@ def learned_scale(
         network: the network, its loss, and calibration data, of which each step takes the next batch.
         initialisation: one of `INITIALISATIONS`: ``uniform`` in (0, 1), ``chaotic`` (logistic map), ``he``,
             ``lecun_uniform``, ``xavier`` (by the fans of the filter's layer), or ``ones``.
-        steps: of SGD.
+        steps: of SGD, at least one: before the first, the weights are what they were drawn as.
         learning_rate: of SGD.
         momentum: of SGD.
         decay: of the weights: half of it times their squared norm is added to the loss.
@@ -105,7 +107,12 @@ def learned_scale(
 
 @register_pass("se_gate", family="learned", reference="Chang et al., 2020, arXiv:2010.01251", lacking=_LACKING)
 def se_gate(
-    network: Network, *, squeeze: int = 4, steps: int = 30, learning_rate: float = 0.01, sparsity: float = 0.1
+    network: Network,
+    *,
+    squeeze: Annotated[int, at_least(1)] = 4,
+    steps: Annotated[int, at_least(1)] = 30,
+    learning_rate: Annotated[float, above(0)] = 0.01,
+    sparsity: Annotated[float, at_least(0)] = 0.1,
 ) -> dict[str, Tensor]:
     r"""Mean output of a squeeze-and-excitation gate behind the layer, after brief training.
 
@@ -219,12 +226,17 @@ def _train(
     leaves: list[Tensor] = [leaf for part in optimiser.param_groups for leaf in part["params"]]
     with torch.enable_grad(), hooks(gated()):
         for done, (inputs, targets) in enumerate(islice(cycle(network.batches), steps), 1):
-            loss = network.mean_loss(network.outputs(inputs), targets) + penalty()
+            try:
+                loss = network.mean_loss(network.outputs(inputs), targets) + penalty()
+            except CriterionValueError as error:
+                raise CriterionValueError(f"{error} at step {done}; {_CALMER}" if done > 1 else str(error)) from error
             gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
             for leaf, gradient in zip(leaves, gradients, strict=True):
                 leaf.grad = gradient
             torch.nn.utils.clip_grad_norm_(leaves, STEEPEST)
             optimiser.step()
+            if not all(leaf.isfinite().all() for leaf in leaves):
+                raise CriterionValueError(f"training must stay finite, got infinity or NaN at step {done}; {_CALMER}")
             network.on_step(done, steps)
 
 

@@ -1,10 +1,13 @@
 """Losses that need no labels: with them every gradient criterion runs on data alone."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from criteria.errors import CriterionValueError
 
 
 def squared_norm(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -61,3 +64,27 @@ def with_own_outputs(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]])
             for module, training in modes.items():
                 module.training = training
         yield inputs, outputs.detach()
+
+
+LABEL_FREE: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
+    {"squared_norm": squared_norm, "divergence": divergence}
+)
+"""The losses that need no labels, by name."""
+
+
+def label_free(
+    name: str, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
+) -> tuple[Callable[[Tensor, Tensor], Tensor], Iterable[tuple[Tensor, Tensor]]]:
+    """A loss of `LABEL_FREE`, and the batches with what it compares the outputs with in the place of the labels.
+
+    Args:
+        name: of the loss.
+        model: the unpruned network.
+        batches: (inputs, targets), of which the targets are not looked at.
+
+    Raises:
+        CriterionValueError: there is no such loss.
+    """
+    if name not in LABEL_FREE:
+        raise CriterionValueError(f"loss must be one of {', '.join(LABEL_FREE)}, got {name!r}")
+    return LABEL_FREE[name], with_own_outputs(model, batches) if name == "divergence" else batches

@@ -89,10 +89,17 @@ class PassCriterion(Criterion):
     Attributes:
         function: `PassFunction`; keyword-only arguments with defaults are its parameters.
         lacking: what a group lacks that gets no scores, as the end of a sentence.
+        by_metric: whether it looks at the metric, and thereby at labels.
     """
 
     function: Callable[..., Any]
     lacking: str = "does not apply"
+    by_metric: bool = False
+
+    @property
+    def labelled(self) -> bool:
+        """Whether it reads labels by itself, so that a loss without labels is not enough for it."""
+        return self.by_metric
 
     def missing(self, stats: GroupStats) -> str | None:
         """Statistics alone never do."""
@@ -132,6 +139,7 @@ def register_pass(
     lacking: str,
     expensive: bool = True,
     claims: Collection[str] = (),
+    by_metric: bool = False,
     registry: Registry = CRITERIA,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate a `PassFunction` to become the criterion ``name``; the function itself stays as it is.
@@ -143,6 +151,7 @@ def register_pass(
         lacking: what a group lacks that gets no scores, as the end of a sentence.
         expensive: whether it costs far more than one sweep.
         claims: what it claims of its scores, see `CLAIMS`; nothing unless it is said.
+        by_metric: whether it looks at the metric, and thereby at labels.
         registry: where it is entered.
 
     Raises:
@@ -162,6 +171,7 @@ def register_pass(
                 expensive=expensive,
                 lacking=lacking,
                 claims=claimed,
+                by_metric=by_metric,
             )
         )
         return function

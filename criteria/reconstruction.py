@@ -1,5 +1,7 @@
 """Criteria that ask how well the layers that read a group could do without a channel."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
@@ -7,6 +9,7 @@ from criteria.claims import DEFAULT_CLAIMS
 from criteria.errors import CriterionValueError
 from criteria.moments import ConsumerMoments, consumer_moments
 from criteria.passes import Network, register_pass
+from criteria.specification import above
 
 _LACKING = "needs a convolution or linear layer that mixes the group's channels; there is none"
 _NEGLIGIBLE = 1e-12  # of what there is to explain: less is rounding
@@ -20,7 +23,7 @@ _NEGLIGIBLE = 1e-12  # of what there is to explain: less is rounding
     expensive=False,
     claims=DEFAULT_CLAIMS - {"alike"},  # an order: of channels that are alike one comes first
 )
-def cap(network: Network, *, patches: bool = False, ridge: float = 0.01) -> dict[str, Tensor]:
+def cap(network: Network, *, patches: bool = False, ridge: Annotated[float, above(0)] = 0.01) -> dict[str, Tensor]:
     r"""Order in which a greedy forward selection takes the channels that explain most of the consumers' outputs.
 
     With x what a consumer reads, Σ its covariance and y = W x, the variance of y that channels S explain is

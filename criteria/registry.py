@@ -10,7 +10,7 @@ from torch import Tensor
 
 from criteria.claims import default_claims, known_claims
 from criteria.errors import CriterionError, CriterionValueError
-from criteria.specification import Value, canonical, declared, parse, typed
+from criteria.specification import Value, canonical, check, declared, declared_rules, parse, typed
 from criteria.views import NEEDS, GroupStats, Side, bound_need, need_of
 
 CriterionFunction = Callable[..., Tensor]
@@ -55,12 +55,18 @@ class Criterion:
         """
         defaults = declared(self.name, self.function)
         values = typed(self.name, given, defaults)
+        check(self.name, values, declared_rules(self.function))
         return replace(
             self,
             name=canonical(self.name, values, defaults),
             needs=frozenset(bound_need(need, values) for need in self.needs),
             configured={key: value for key, value in values.items() if value != defaults[key]},
         )
+
+    @property
+    def labelled(self) -> bool:
+        """Whether it reads labels by itself, so that a loss without labels is not enough for it."""
+        return any(need.partition(":")[0] == "classes" for need in self.needs)
 
     @property
     def summary(self) -> str:

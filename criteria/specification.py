@@ -4,15 +4,53 @@ import difflib
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from criteria.errors import CriterionValueError
 
 Value = int | float | bool | str
 """What a parameter can be."""
 
+_LARGEST = float(np.finfo(np.float32).max)
 _WORD = re.compile(r"[\w.+-]+")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the value of a parameter has to be beyond its type, declared as ``Annotated[int, at_least(1)]``.
+
+    Attributes:
+        words: the rule, as the end of "must be …".
+        holds: value → whether it keeps to it.
+    """
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+def at_least(low: float) -> Rule:
+    """Numbers from ``low`` on."""
+    return Rule(f"at least {low:g}", lambda value: value >= low)
+
+
+def above(low: float) -> Rule:
+    """Numbers greater than ``low``."""
+    return Rule(f"above {low:g}", lambda value: value > low)
+
+
+def share() -> Rule:
+    """Numbers in [0, 1)."""
+    return Rule("in [0, 1)", lambda value: 0 <= value < 1)
+
+
+def one_of(names: Iterable[str]) -> Rule:
+    """Words out of a list."""
+    known = tuple(names)
+    return Rule(f"one of {', '.join(known)}", lambda value: value in known)
 
 
 def parse(specification: str) -> tuple[str, dict[str, str]]:
@@ -79,6 +117,32 @@ def declared(name: str, function: Callable[..., Any]) -> dict[str, Value]:
     return defaults
 
 
+def declared_rules(function: Callable[..., Any]) -> dict[str, Rule]:
+    """The rules for the parameters of a function, where there are any.
+
+    They are read off live annotations: a module with ``from __future__ import annotations`` declares none.
+    """
+    arguments = inspect.signature(function).parameters.values()
+    return {
+        argument.name: rule
+        for argument in arguments
+        for rule in getattr(argument.annotation, "__metadata__", ())
+        if argument.kind is inspect.Parameter.KEYWORD_ONLY and isinstance(rule, Rule)
+    }
+
+
+def check(name: str, values: Mapping[str, Value], rules: Mapping[str, Rule]) -> None:
+    """Refuse a value that breaks its parameter's rule.
+
+    Raises:
+        CriterionValueError: naming the first.
+    """
+    for parameter, rule in rules.items():
+        if not rule.holds(values[parameter]):
+            shown = repr(value) if isinstance(value := values[parameter], str) else _written(value)
+            raise CriterionValueError(f"parameter {parameter!r} of {name!r} must be {rule.words}, got {shown}")
+
+
 def _written(value: Value) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -93,6 +157,8 @@ def _read(what: str, text: str, kind: type) -> Value:
         raise CriterionValueError(f"parameter {what} must be {rule}, got {text!r}") from None
     if isinstance(value, float) and not math.isfinite(value):
         raise CriterionValueError(f"parameter {what} must be finite, got {text!r}")
+    if isinstance(value, float) and abs(value) > _LARGEST:
+        raise CriterionValueError(f"parameter {what} must be at most {_LARGEST:.3g} in size, got {text!r}")
     if isinstance(value, str) and not _WORD.fullmatch(value):
         raise CriterionValueError(f"parameter {what} must be letters, digits, '.', '+', '-' or '_', got {text!r}")
     return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -22,7 +23,7 @@ class Split:
 
     Attributes:
         inputs: (n, ...) examples.
-        targets: (n, ...) what the loss compares the outputs with.
+        targets: (n, ...) what the loss compares the outputs with; of shape (n, 0) where labels are not to be read.
         name: what messages call it: calibration, held-out or test.
     """
 
@@ -34,6 +35,11 @@ class Split:
         """Return the number of examples."""
         return len(self.inputs)
 
+    @property
+    def labelled(self) -> bool:
+        """Whether there are targets."""
+        return self.targets.numel() > 0
+
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield views of up to ``size`` examples, in order."""
         yield from zip(torch.split(self.inputs, size), torch.split(self.targets, size), strict=True)
@@ -43,7 +49,7 @@ class Split:
         digest = hashlib.sha256()
         for tensor in (self.inputs, self.targets):
             digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(_bytes_by_example(tensor).data)
+            digest.update(_bytes_by_example(tensor).data if tensor.numel() else b"")
         return digest.hexdigest()[:16]
 
 
@@ -51,8 +57,11 @@ Data: TypeAlias = Split | tuple[Tensor, Tensor] | Dataset[Any] | Iterable[Any]
 """Forms of a split: a pair of tensors (inputs, targets), a torch Dataset of such pairs, or an iterable of batches."""
 
 
-def materialise(data: Data, name: str) -> Split:
+def materialise(data: Data, name: str, *, labelled: bool = True) -> Split:
     """Bring any accepted form of labelled data into two tensors.
+
+    With ``labelled`` false targets are not read, whatever they are, and inputs alone are accepted in the place of
+    pairs.
 
     A pair of tensors is not copied. Datasets and loaders are gone through once under a fixed random state, so that
     a shuffling loader gives the same order in every process, and the caller's random state stays as it was.
@@ -60,12 +69,14 @@ def materialise(data: Data, name: str) -> Split:
     Raises:
         InputError: the data are empty, are not pairs of tensors, differ in length, or hold NaN or infinity.
     """
+    if not labelled:
+        data = _unlabelled((data.inputs, None) if isinstance(data, Split) else data)
     if isinstance(data, Split):
         inputs, targets = data.inputs, data.targets
     elif isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         inputs, targets = data
     else:
-        inputs, targets = _concatenated(data, name)
+        inputs, targets = _concatenated(data, name, labelled)
     inputs, targets = inputs.detach(), targets.detach()
     if inputs.ndim == 0 or targets.ndim == 0 or len(inputs) != len(targets):
         raise InputError(
@@ -83,7 +94,13 @@ def materialise(data: Data, name: str) -> Split:
     return Split(inputs, targets, name)
 
 
-def _concatenated(data: Any, name: str) -> tuple[Tensor, Tensor]:
+def _unlabelled(pair: Any) -> Any:
+    """Inputs and targets of no size, of a pair or of inputs alone; anything else as it is."""
+    inputs = pair[0] if isinstance(pair, (tuple, list)) and len(pair) == 2 else pair
+    return (inputs, inputs.new_empty(len(inputs), 0)) if isinstance(inputs, Tensor) and inputs.ndim else pair
+
+
+def _concatenated(data: Any, name: str, labelled: bool) -> tuple[Tensor, Tensor]:
     """Go through a dataset, or an iterable of batches, and put its batches together."""
     if not isinstance(data, Iterable) and not isinstance(data, Dataset):
         raise InputError(
@@ -96,6 +113,7 @@ def _concatenated(data: Any, name: str) -> tuple[Tensor, Tensor]:
             batches = list(DataLoader(data, batch_size=256) if isinstance(data, Dataset) else data)
         except Exception as error:
             raise InputError(f"the {name} split failed while it was read: {described(error)}") from error
+    batches = batches if labelled else [_unlabelled(batch) for batch in batches]
     for index, batch in enumerate(batches):
         is_pair = isinstance(batch, (tuple, list)) and len(batch) == 2
         if not (is_pair and all(isinstance(part, Tensor) for part in batch)):
@@ -117,14 +135,17 @@ def _concatenated(data: Any, name: str) -> tuple[Tensor, Tensor]:
 def check_disjoint(a: Split, b: Split) -> None:
     """Refuse two splits that share memory or more than 1 % of the smaller one's examples; say so when it is less.
 
+    Where one has no labels, examples are the same when their inputs are.
+
     Raises:
         InputError: the splits are not disjoint.
     """
     if _share_memory(a.inputs, b.inputs):
         raise InputError(f"the {a.name} and {b.name} splits must be disjoint, got inputs in the same memory")
     small, large = sorted((a, b), key=len)
-    known = set(_hashes(large))
-    common = sum(example in known for example in _hashes(small))
+    labelled = a.labelled and b.labelled
+    known = set(_hashes(large, labelled))
+    common = sum(example in known for example in _hashes(small, labelled))
     found = f"{common} of the {len(small)} {small.name} examples are also in the {large.name} split"
     if common > 0.01 * len(small):
         raise InputError(f"the {a.name} and {b.name} splits must be disjoint, but {found}")
@@ -156,7 +177,9 @@ def _bytes_by_example(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return array
 
 
-def _hashes(split: Split) -> list[bytes]:
-    """Return one digest for each example, of its inputs and its target."""
-    pairs = zip(_bytes_by_example(split.targets), _bytes_by_example(split.inputs), strict=True)
-    return [hashlib.blake2b(target.tobytes() + example.tobytes(), digest_size=16).digest() for target, example in pairs]
+def _hashes(split: Split, labelled: bool) -> list[bytes]:
+    """Return one digest for each example, of its inputs and, if asked, of its target."""
+    examples = (example.tobytes() for example in _bytes_by_example(split.inputs))
+    targets = _bytes_by_example(split.targets) if labelled else repeat(np.empty(0, dtype=np.uint8), len(split))
+    pairs = zip(targets, examples, strict=True)
+    return [hashlib.blake2b(target.tobytes() + example, digest_size=16).digest() for target, example in pairs]

@@ -50,6 +50,10 @@ def refused(capsys, *arguments):
         (["nowhere.at_all:task"], "nowhere"),
         (["missing.py:task"], "missing.py"),
         (["digits", "--criteria", "l1,l22"], "'l22'; did you mean 'l2'?"),
+        (["digits", "--criteria", "l1,learned_scale:epochs=0"], "must be one of initialisation, steps, learning_rate"),
+        (["digits", "--criteria", "l1,learned_scale:steps=0"], "'steps' of 'learned_scale' must be at least 1, got 0"),
+        (["digits", "--criteria", "se_gate:learning_rate=0"], "of 'se_gate' must be above 0, got 0.0"),
+        (["digits", "--generations", "0"], "generations must be at least 1, got 0"),
         (["digits", "-o", "widht=3"], "no option 'widht'; did you mean 'width'?"),
         (["digits", "-o", "width=three"], "width"),
         (["digits", "-o", "width"], "option must look like key=value, got 'width'"),
@@ -186,12 +190,51 @@ def test_export_writes_the_file_once(capsys, finished, tmp_path):
     assert "cannot write" in refused(capsys, *command[:2], tmp_path / "no" / "file.json", *command[3:])
 
 
+KEYS = ("name", "family", "summary", "formula", "needs", "cost", "labels", "parameters", "claims", "caution",
+        "reference")  # fmt: skip
+
+
 def test_criteria_lists_the_registry(capsys):
     assert run(["criteria", "--json"]) == 0
     listed = {record["name"]: record for record in json.loads(capsys.readouterr().out)}
     first = "l1 l2 fpgm bn_scale taylor_l1 taylor_l2 taylor_fo fisher obd mean_activation apoz hrank random"
     assert set(first.split()) <= set(listed)
-    assert all(record["reference"] and record["family"] and record["summary"] for record in listed.values())
+    assert len(listed) >= 32
+    for record in listed.values():
+        assert tuple(record) == KEYS
+        assert all(record[key] for key in ("family", "summary", "formula", "cost", "caution", "reference"))
+        for parameter in record["parameters"]:
+            assert tuple(parameter) == ("name", "type", "default", "rule", "meaning")
+            assert type(parameter["default"]).__name__ == parameter["type"]
+            assert parameter["meaning"], f"{record['name']}: {parameter['name']}"
+    assert {name for name, record in listed.items() if record["labels"]} == {"discriminant", "accuracy_ablation"}
+
+
+def test_criteria_tells_all_of_one(capsys):
+    assert run(["criteria", "obd", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["name"], record["cost"], record["claims"]) == ("obd", "second order", ["distinct"])
+    assert record["needs"] == ["hessian_diagonal", "weight"]
+    assert record["parameters"] == [
+        {"name": "probes", "type": "int", "default": 8, "rule": "at least 1",
+         "meaning": "number of Rademacher probes a batch."}
+    ]  # fmt: skip
+    assert run(["criteria", "obd:probes=16"]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    for words in ("obd:probes=16", "Hessian", "probes", "at least 1", "LeCun", "--criteria obd:probes=8"):
+        assert words in err
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("odb", "criterion must be a registered name, got 'odb'; did you mean 'obd'?"),
+        ("obd:probes=0", "parameter 'probes' of 'obd' must be at least 1, got 0"),
+    ],
+)
+def test_criteria_refuses_what_there_is_not(capsys, name, complaint):
+    assert refused(capsys, "criteria", name) == complaint
 
 
 def test_compare_reports_correlations_and_clusters(capsys):

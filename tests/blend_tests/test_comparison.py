@@ -22,7 +22,7 @@ CRITERIA = ("l1", "l2", "taylor_fo", "apoz", "random")
 
 @pytest.fixture(scope="module")
 def config():
-    return search_config(task=TASK, criteria=CRITERIA, reduction=0.6)
+    return search_config(task=TASK, criteria=CRITERIA, reduction=0.6, allocation="uniform")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,8 @@ def made(names, rho, *, heldout=None, same=()):
     distance = 1 - np.array(rho, dtype=float)
     best = max(heldout)
     return {
-        "task": "made", "reduction": 0.5, "cost": "macs", "heldout_examples": 100, "criteria": list(names),
+        "task": "made", "reduction": 0.5, "cost": "macs", "allocation": "uniform", "transform": "none",
+        "heldout_examples": 100, "criteria": list(names),
         "order": list(names), "mean_spearman": rho, "mean_tail_overlap": rho, "tail_share": 0.3, "groups": {},
         "notes": [], "linkage": linkage(squareform(distance), "average").tolist() if len(names) > 1 else [],
         "unpruned": {"heldout_metric": 0.9, "loss": 0.1, "reduction": 0.0},
@@ -108,7 +109,8 @@ def test_the_order_is_a_permutation_that_keeps_the_same_together(report):
 def test_a_criterion_that_cannot_reach_the_reduction_has_no_numbers(tmp_path):
     source = (Path(__file__).parent / "task_file.py").read_text()
     (tmp_path / "task.py").write_text(source.replace("nn.BatchNorm2d(16)", "nn.Identity()"))
-    config = search_config(task=f"{tmp_path / 'task.py'}:small", criteria=("l1", "bn_scale"), reduction=0.85)
+    task = f"{tmp_path / 'task.py'}:small"
+    config = search_config(task=task, criteria=("l1", "bn_scale"), reduction=0.85, allocation="uniform")
     report = compare(config)
     row = report["results"][1]
     assert (row["heldout_metric"], row["ci95"]) == (None, None)
@@ -140,7 +142,16 @@ def test_the_answer_is_plain_where_nothing_helps():
     report["recommended"]["beats_random"] = False
     assert next(answer(report)).startswith("None of them helps here: not even the best, a, beats random masks")
     report["recommended"] = None
-    assert next(answer(report)) == "No criterion can rank enough groups to reach this reduction."
+    for row in report["results"]:
+        row["note"] = "cannot rank enough groups"
+    assert next(answer(report)) == "No criterion can be pruned by here: cannot rank enough groups."
+
+
+def test_the_answer_says_how_the_reduction_was_spread():
+    report = made(("a", "b"), np.eye(2).tolist()) | {"allocation": "global"}
+    assert next(answer(report)).startswith("Use a on this network for 50% fewer MACs, one ranking over all layers (")
+    report["transform"] = "balanced"
+    assert "fewer MACs, one ranking of balanced scores over all layers (0.800 held-out" in next(answer(report))
 
 
 def test_the_terminal_output_ends_with_the_answer(capsys, report):
@@ -166,7 +177,10 @@ def test_the_command_prints_json_and_draws(capsys, tmp_path):
 
 @pytest.mark.parametrize(
     ("figure", "complaint"),
-    [("it.jpg", "figure must end in .png, .svg, .pdf, got"), ("nowhere/it.png", "must lie in an existing folder")],
+    [
+        ("it.jpg", "figure must end in .html, .png, .svg, .pdf, got"),
+        ("nowhere/it.html", "must lie in an existing folder"),
+    ],
 )
 def test_a_figure_that_cannot_be_drawn_is_refused_first(capsys, tmp_path, figure, complaint):
     assert run(["compare", "textures", "--figure", str(tmp_path / figure)]) == 2

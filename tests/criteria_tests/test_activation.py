@@ -88,7 +88,7 @@ def test_entropy_against_numpy(bins):
 
 
 def test_entropy_needs_bins():
-    with pytest.raises(ValueError, match="bins must be at least 2, got 1"):
+    with pytest.raises(ValueError, match="parameter 'bins' of 'entropy' must be at least 2, got 1"):
         CRITERIA.get("entropy:bins=1")(consumer(2, image_means=torch.ones(2, 3)))
 
 

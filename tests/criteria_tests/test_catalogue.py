@@ -1,11 +1,13 @@
 """The catalogue for people, and that the one in docs is what the registry says today."""
 
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 
 from criteria import Criterion
-from criteria.catalogue import built_in, cost_class, docstring_parts, markdown, parameters
+from criteria.catalogue import built_in, cost_class, docstring_parts, markdown, meanings, parameters, record
+from criteria.specification import above
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "criteria.md"
 
@@ -50,6 +52,34 @@ def test_an_entry_has_formula_needs_parameters_claims_caution_and_reference():
         "- **Reference** somebody, 2020",
     ):
         assert line in text.splitlines()
+
+
+def test_the_arguments_of_a_docstring_are_told_apart():
+    def several(stats, *, p: Annotated[float, above(1)] = 2.0, bins: int = 8):
+        """Something.
+
+        Args:
+            stats: ``weight`` of shape
+                (channels,).
+            p: the exponent, such as: 2;
+                above 1.
+            bins: how many.
+
+        Returns:
+            Scores.
+        """
+
+    one = criterion("weight", function=several)
+    assert meanings(one) == {
+        "stats": "``weight`` of shape (channels,).",
+        "p": "the exponent, such as: 2; above 1.",
+        "bins": "how many.",
+    }
+    assert record(one)["parameters"] == [
+        {"name": "p", "type": "float", "default": 2.0, "rule": "above 1", "meaning": meanings(one)["p"]},
+        {"name": "bins", "type": "int", "default": 8, "rule": None, "meaning": "how many."},
+    ]
+    assert "- **Parameters** `p=2.0` (above 1), `bins=8`" in markdown([one])
 
 
 def test_what_is_not_documented_is_left_out():

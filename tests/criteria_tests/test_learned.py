@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from criteria import ChannelGraph, Network, learned, score
+from criteria import CRITERIA, ChannelGraph, Network, learned, score
 from criteria.learned import INITIALISATIONS
 
 from .test_reconstruction import Mobile
@@ -193,3 +193,39 @@ def test_wrong_arguments():
         learned.learned_scale(network, steps=0)
     with pytest.raises(ValueError, match="squeeze must be at least 1, got 0"):
         learned.se_gate(network, squeeze=0)
+
+
+@pytest.mark.parametrize(
+    ("specification", "message"),
+    [
+        ("learned_scale:epochs=0", "of 'learned_scale' must be one of initialisation, steps, .*, got 'epochs'"),
+        ("learned_scale:steps=0", "'steps' of 'learned_scale' must be at least 1, got 0"),
+        ("learned_scale:momentum=1", r"'momentum' of 'learned_scale' must be in \[0, 1\), got 1.0"),
+        ("learned_scale:initialisation=zeros", "must be one of ones, uniform, chaotic, he, .*, got 'zeros'"),
+        ("se_gate:steps=-1", "'steps' of 'se_gate' must be at least 1, got -1"),
+        ("se_gate:squeeze=0", "'squeeze' of 'se_gate' must be at least 1, got 0"),
+    ],
+)
+def test_wrong_parameters_are_refused_by_name(specification, message):
+    with pytest.raises(ValueError, match=message):
+        CRITERIA.get(specification)
+
+
+@pytest.mark.parametrize("specification", ["learned_scale:learning_rate=1e30", "learned_scale:decay=1e30"])
+def test_training_that_runs_off_says_what_to_lower(specification):
+    model, net_graph = conv_net()
+    with pytest.raises(ValueError, match=r"at step \d+; lower the learning rate, or what holds the weights down"):
+        score(model, net_graph, [images(), images(seed=2)], F.cross_entropy, [specification])
+
+
+@pytest.mark.parametrize("specification", ["learned_scale:steps=1", "learned_scale:momentum=0.0"])
+def test_the_least_training_gives_scores(specification):
+    model, net_graph = conv_net()
+    table = score(model, net_graph, [images()], F.cross_entropy, [specification])
+    assert all(np.isfinite(table.get(specification, group)).all() for group in table.groups)
+
+
+def test_gates_that_one_step_has_moved_alike_are_noted():
+    model, net_graph = conv_net()
+    table = score(model, net_graph, [images()], F.cross_entropy, ["se_gate:steps=1:learning_rate=1e-9"])
+    assert [note.reason.partition(":")[0] for note in table.notes] == ["degenerate"] * len(table.groups)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from criteria import CRITERIA, collect, score_table
-from criteria.losses import divergence, squared_norm, with_own_outputs
+from criteria.losses import divergence, label_free, squared_norm, with_own_outputs
 
 from .tiny_networks import assert_same, conv_net, images, snapshot
 
@@ -100,3 +100,20 @@ def test_own_outputs_leave_the_network_as_it_is():
     assert_same(before, snapshot(model))
     assert not outputs.requires_grad
     torch.testing.assert_close(outputs, model.eval()(inputs).detach())
+
+
+@pytest.mark.parametrize(("name", "loss"), [("squared_norm", squared_norm), ("divergence", divergence)])
+def test_a_loss_comes_with_what_it_compares_the_outputs_with(name, loss):
+    model, _ = conv_net()
+    found, pairs = label_free(name, model, batches(True))
+    assert found is loss
+    (inputs, targets), *others = list(pairs)
+    assert len(others) == 2
+    value = found(model.eval()(inputs), targets).item()
+    assert value == pytest.approx(0, abs=1e-6) if name == "divergence" else value > 0
+
+
+def test_a_loss_that_there_is_not():
+    model, _ = conv_net()
+    with pytest.raises(ValueError, match="loss must be one of squared_norm, divergence, got 'task'"):
+        label_free("task", model, [])

@@ -199,7 +199,7 @@ def test_parameters_reach_the_function():
     [
         ("obd:probe=3", "parameter of 'obd' must be one of probes, got 'probe'; did you mean 'probes'"),
         ("obd:probes=x", "parameter 'probes' of 'obd' must be of type int, got 'x'"),
-        ("obd:probes=0", "probes must be at least 1, got 0"),
+        ("obd:probes=0", "parameter 'probes' of 'obd' must be at least 1, got 0"),
         ("odb:probes=3", "must be a registered name, got 'odb'; did you mean 'obd'"),
         ("l1:probes=3", "parameter of 'l1' must be none, for it has none, got 'probes'"),
     ],

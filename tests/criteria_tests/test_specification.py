@@ -1,7 +1,21 @@
+from typing import Annotated
+
 import pytest
 
-from criteria import CriterionError
-from criteria.specification import canonical, declared, parse, typed
+from criteria import CRITERIA, CriterionError
+from criteria.specification import (
+    Rule,
+    above,
+    at_least,
+    canonical,
+    check,
+    declared,
+    declared_rules,
+    one_of,
+    parse,
+    share,
+    typed,
+)
 
 DEFAULTS = {"count": 8, "share": 0.5, "signed": True, "start": "he"}
 
@@ -61,6 +75,7 @@ def test_names_are_canonical(written, name):
         ("x:count=many", "'count' of 'x' must be of type int, got 'many'"),
         ("x:share=half", "'share' of 'x' must be of type float, got 'half'"),
         ("x:share=nan", "'share' of 'x' must be finite, got 'nan'"),
+        ("x:share=-1e300", "'share' of 'x' must be at most 3.4e\\+38 in size, got '-1e300'"),
         ("x:signed=1", "'signed' of 'x' must be true or false, got '1'"),
         ("x:start=a b", "'start' of 'x' must be letters, digits, .*, got 'a b'"),
     ],
@@ -74,3 +89,46 @@ def test_what_is_refused(written, message):
 def test_a_name_without_parameters_says_so():
     with pytest.raises(ValueError, match="parameter of 'l1' must be none, for it has none, got 'p'"):
         typed("l1", {"p": "1"}, {})
+
+
+def ruled(
+    stats,
+    *,
+    steps: Annotated[int, at_least(1)] = 3,
+    rate: Annotated[float, above(0)] = 0.1,
+    momentum: Annotated[float, share()] = 0.9,
+    start: Annotated[str, one_of(["he", "ones"])] = "he",
+    free: int = 0,
+):
+    """A function with a rule of each kind."""
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("x:steps=0", "parameter 'steps' of 'x' must be at least 1, got 0"),
+        ("x:rate=0", "parameter 'rate' of 'x' must be above 0, got 0.0"),
+        ("x:momentum=1", r"parameter 'momentum' of 'x' must be in \[0, 1\), got 1.0"),
+        ("x:start=xavier", "parameter 'start' of 'x' must be one of he, ones, got 'xavier'"),
+    ],
+)
+def test_a_value_that_breaks_its_rule_is_refused(written, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        check("x", typed(*parse(written), declared("x", ruled)), declared_rules(ruled))
+    assert isinstance(caught.value, CriterionError)
+
+
+@pytest.mark.parametrize("written", ["x", "x:steps=1", "x:rate=1e-9", "x:momentum=0", "x:start=ones", "x:free=-3"])
+def test_a_value_at_the_edge_of_its_rule_is_not(written):
+    check("x", typed(*parse(written), declared("x", ruled)), declared_rules(ruled))
+
+
+def test_rules_are_those_of_annotations():
+    assert list(declared_rules(ruled)) == ["steps", "rate", "momentum", "start"]
+    assert all(isinstance(rule, Rule) for rule in declared_rules(ruled).values())
+    assert declared_rules(lambda stats, *, count=1: None) == {}
+
+
+def test_every_default_of_the_registry_keeps_to_its_rule():
+    for criterion in CRITERIA:
+        check(criterion.name, criterion.parameters, declared_rules(criterion.function))
