@@ -1,39 +1,27 @@
-"""Where evaluations run: in worker processes that may die, without the search noticing."""
+"""Where evaluations run: in worker processes that may die, hang or raise, without the search noticing."""
 
-import ctypes
-import os
-import signal
-import sys
-from collections.abc import Callable, Iterator, Sequence
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from statistics import median
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
-from joblib.externals.loky import ProcessPoolExecutor
-
 from search.errors import SearchValueError
+from search.worker import Answer, Worker, died, failure
+from search.worker import Failure as Failure  # part of what an executor answers
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-# One thread a worker, however many workers there are: N workers of N threads fight for the cores, and floating-point
-# sums that depend on the number of threads would make results depend on the number of workers.
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
-
-_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
-
-
-@dataclass(frozen=True)
-class Failure:
-    """In the place of a result that could not be had.
-
-    Attributes:
-        reason: One line for a person.
-    """
-
-    reason: str
+_TICK = 1.0  # seconds between two looks at what runs
+_AS_ASKED = 10**6  # retries, limited by the parameter
+PATIENCE = 3600.0  # seconds that an item may take while nothing is known of how long they take
+SHORTEST = 300.0  # the least that is ever granted, as a worker may have to load everything first
+GENEROSITY = 100  # and as many times the median
 
 
 class Executor(Protocol):
@@ -61,28 +49,45 @@ class Executor(Protocol):
 class LocalExecutor:
     """Worker processes on this machine.
 
-    The pool is loky's, as shipped by joblib, but not reached through `joblib.Parallel`: that would run a single worker
-    in the driver (where a crash ends the search), give each worker a number of threads that depends on how many there
-    are, share one pool with everybody else in the process, and not tell which items were running when a worker died.
-    A single worker is a process too, so that crashes, signals and results are the same for 1 and N.
+    What goes wrong with an item (its worker dies or is killed, it takes too long, it raises) is first taken for an
+    accident: when all others are done the item is run again, alone, so that neither a neighbour's memory nor its load
+    can be the reason, and in another process. Only an item that goes wrong again and again is a `Failure`.
 
-    The pool starts with the first item and stays warm between runs, so functions may cache what they load.
+    A single worker is a process, too, so that crashes, signals and results are the same for 1 and N. The processes
+    start with the first items and stay warm between runs, so functions may cache what they load; one whose memory keeps
+    growing is replaced.
 
     Args:
         workers: Number of processes.
-        retries: How often an item is run again that was running when a worker died. Each time it runs alone, so that
-            an item that kills its worker can't take others down with it.
+        retries: How often an item is run again after its worker died; one that raised or took too long gets one more
+            try, unless this is 0.
+        timeout: Seconds after which an item hangs, loading included. None for 100 times the median so far but at least
+            five minutes; one hour while there is none.
+        growth: Bytes of resident memory that a worker may gain over twice its settled level before it is replaced.
     """
 
-    def __init__(self, workers: int, retries: int = 2) -> None:
+    def __init__(
+        self, workers: int, retries: int = 2, timeout: float | None = None, growth: int = 256 * 2**20
+    ) -> None:
         """Start nothing yet."""
         if workers < 1:
             raise SearchValueError(f"workers must be at least 1, got {workers}")
         if retries < 0:
             raise SearchValueError(f"retries must be at least 0, got {retries}")
+        if timeout is not None and not timeout > 0:
+            raise SearchValueError(f"timeout must be greater than 0 seconds, got {timeout}")
         self.workers = workers
         self.retries = retries
-        self._pool: ProcessPoolExecutor | None = None
+        self.timeout = timeout
+        self._workers = [Worker(growth) for _ in range(workers)]
+        self._seconds: deque[float] = deque(maxlen=1000)
+
+    @property
+    def limit(self) -> float:
+        """Seconds after which an item hangs."""
+        if self.timeout is not None:
+            return self.timeout
+        return max(SHORTEST, GENEROSITY * median(self._seconds)) if self._seconds else PATIENCE
 
     def run(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R | Failure]]:
         """Yield (index, result) for every item, in the order of completion.
@@ -92,37 +97,29 @@ class LocalExecutor:
             items: Picklable.
 
         Yields:
-            The index of the item and what the function returned, or a `Failure` if it raised or its worker kept dying.
+            The index of the item and what the function returned, or a `Failure` if it kept raising, hanging or killing
+            its worker.
 
         Raises:
             KeyboardInterrupt: Ctrl-C in the driver; the workers are ended.
         """
-        waiting = iter(range(len(items)))
-        running: dict[Future[Any], int] = {}
+        suspects: list[tuple[_Job, _Trouble]] = []
         try:
-            while True:
-                # No more than one item a worker, so that few are suspected when one dies.
-                while len(running) < self.workers and (index := next(waiting, None)) is not None:
-                    running[self._submit(function, items[index])] = index
-                if not running:
-                    return
-                done = wait(running, return_when=FIRST_COMPLETED).done
-                if any(map(_died, done)):
-                    done = wait(running).done  # a dead worker breaks the pool: every future ends now
-                ended = [(running.pop(future), future) for future in list(running) if future in done]
-                for index, future in ended:
-                    if _died(future):
-                        future = self._alone(function, items[index], future)
-                    yield index, _outcome(future)
-        except BaseException:  # interrupted, or the caller wants no more: the pool must not go on behind its back
+            for job, outcome in self._attempt(function, items, range(len(items)), self._workers):
+                if isinstance(outcome, _Trouble):
+                    suspects.append((job, outcome))
+                else:
+                    yield job.index, outcome
+            for job, trouble in suspects:
+                yield job.index, self._retried(function, items, job, trouble)
+        except BaseException:  # interrupted, or the caller wants no more: the workers must not go on behind its back
             self.close()
             raise
 
     def close(self) -> None:
         """End the workers; what still runs is abandoned. A later `run` starts new ones."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.shutdown(wait=True, kill_workers=True)
+        for worker in self._workers:
+            worker.end()
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -134,59 +131,81 @@ class LocalExecutor:
         """Close."""
         self.close()
 
-    def _alone(self, function: Callable[[T], R], item: T, future: Future[R | Failure]) -> Future[R | Failure]:
-        for _ in range(self.retries):
-            if not _died(future):
-                break
-            future = self._submit(function, item)
-            wait([future])
-        return future
+    def _retried(self, function: Callable[[T], R], items: Sequence[T], job: "_Job", trouble: "_Trouble") -> R | Failure:
+        outcome: Any = trouble
+        tries = 1
+        while isinstance(outcome, _Trouble) and tries <= min(self.retries, outcome.retries):
+            other = self._workers[(self._workers.index(job.worker) + 1) % self.workers]
+            if other is job.worker:
+                other.end()
+            [(job, outcome)] = self._attempt(function, items, [job.index], [other])
+            tries += 1
+        return outcome.final(tries) if isinstance(outcome, _Trouble) else outcome
 
-    def _submit(self, function: Callable[[T], R], item: T) -> Future[R | Failure]:
-        if self._pool is None:
-            self._pool = self._new_pool()
-        try:
-            return self._pool.submit(_guarded, function, item)  # type: ignore[no-any-return]
-        except BrokenProcessPool:  # a worker died, just now or while idle
-            self.close()
-            self._pool = self._new_pool()
-            return self._pool.submit(_guarded, function, item)  # type: ignore[no-any-return]
+    def _attempt(
+        self, function: Callable[[T], R], items: Sequence[T], indices: Iterable[int], workers: Sequence[Worker]
+    ) -> "Iterator[tuple[_Job, R | _Trouble]]":
+        """Yield every item's job and outcome, in the order of completion, each item tried once."""
+        waiting, free = iter(indices), list(workers)
+        running: dict[Future[Answer], _Job] = {}
+        looked = time.monotonic()
+        while True:
+            while free and (index := next(waiting, None)) is not None:
+                worker = free.pop()
+                running[worker.submit(function, items[index])] = _Job(index, worker)
+            if not running:
+                return
+            done = wait(running, timeout=_TICK, return_when=FIRST_COMPLETED).done
+            now = time.monotonic()
+            for job in running.values():
+                job.seconds += min(now - looked, 2 * _TICK)  # what goes beyond, this process stood still itself
+            looked = now
+            limit = self.limit
+            for future, job in list(running.items()):
+                if future in done or job.seconds > limit:
+                    del running[future]
+                    free.append(job.worker)
+                    yield job, self._outcome(future, job, limit)
 
-    def _new_pool(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(
-            self.workers, initializer=_follow_driver, initargs=(os.getpid(),), env=_ONE_THREAD, timeout=None
-        )
+    def _outcome(self, future: Future[Answer], job: "_Job", limit: float) -> Any:
+        hangs = not future.done()  # asked before its end, which is the future's, too
+        if hangs or died(future):
+            job.worker.end()
+            return _Trouble(f"no answer within {limit:g} s", 1, counted=True) if hangs else _died(future)
+        error = future.exception()
+        if isinstance(error, KeyboardInterrupt):
+            raise error
+        answer = future.result() if error is None else Answer(failure(error), 0)
+        if isinstance(answer.result, Failure):
+            return _Trouble(answer.result.reason, 1)
+        job.worker.release_if_grown(answer.memory)
+        self._seconds.append(job.seconds)
+        return answer.result
 
 
-def _died(future: Future[Any]) -> bool:
-    return isinstance(future.exception(), BrokenProcessPool)
+@dataclass
+class _Job:
+    """An item on a worker, and the seconds that it was seen to run."""
+
+    index: int
+    worker: Worker
+    seconds: float = 0.0
 
 
-def _outcome(future: Future[R | Failure]) -> R | Failure:
-    error = future.exception()
-    if error is None:
-        return future.result()
-    if isinstance(error, KeyboardInterrupt):
-        raise error
-    return _failure(error)
+@dataclass(frozen=True)
+class _Trouble:
+    """What went wrong with an item, perhaps by accident, and how often to try again."""
+
+    reason: str
+    retries: int
+    counted: bool = False
+
+    def final(self, tries: int) -> Failure:
+        return Failure(f"{self.reason} ({tries} of {tries} tries)" if self.counted else self.reason)
 
 
-def _failure(error: BaseException) -> Failure:
-    # The first line: loky's messages go on for several.
-    return Failure(f"{type(error).__name__}: {error}".partition("\n")[0])
-
-
-def _guarded(function: Callable[[T], R], item: T) -> R | Failure:
-    try:
-        return function(item)
-    except Exception as error:  # noqa: BLE001 - one item's error is its result; and an exception that can't be
-        return _failure(error)  # unpickled would break the pool
-
-
-def _follow_driver(driver: int) -> None:
-    """Set up a worker: Ctrl-C goes to the whole process group but is the driver's to handle; die when it dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != driver:  # it died before we asked
-            os._exit(1)
+def _died(future: Future[Answer]) -> _Trouble:
+    told = re.search(r"exit codes of the workers are \{(.*?)\}", str(future.exception()))
+    code = f", exit code {told[1]}" if told else ""
+    hint = "; out of memory?" if "SIGKILL" in code else ""
+    return _Trouble(f"the worker died{code}{hint}", retries=_AS_ASKED, counted=True)

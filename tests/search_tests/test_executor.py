@@ -1,9 +1,11 @@
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -13,13 +15,13 @@ from search import Failure, LocalExecutor, SearchError
 from . import toy
 
 DRIVER = """
-import signal, sys, time
+import os, signal, sys, time
 from search import LocalExecutor
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background leaves it ignored
 
 def work(item):
-    print("pid", __import__("os").getpid(), flush=True)
+    os.write(1, b"pid %d\\n" % os.getpid())  # whole, even where Python does not buffer
     time.sleep(60)
 
 with LocalExecutor({workers}) as executor:
@@ -82,10 +84,11 @@ def test_what_cannot_be_pickled_is_a_failure(executor):
 
 def test_workers_are_processes_of_one_thread_that_ignore_interrupts(executor):
     results = [result for _, result in executor.run(toy.environment, range(6))]
-    pids, threads, ignored = zip(*results, strict=True)
+    pids, threads, thresholds, ignored = zip(*results, strict=True)
     assert os.getpid() not in pids
     assert len(set(pids)) <= executor.workers
     assert set(threads) == {"1"}
+    assert set(thresholds) == {"1073741824"}
     assert all(ignored)
 
 
@@ -98,8 +101,62 @@ def test_what_always_kills_its_worker_fails_alone(executor):
     results = dict(executor.run(toy.die_at_three, range(6)))
     failure = results.pop(3)
     assert isinstance(failure, Failure)
-    assert "terminated" in failure.reason
+    assert failure.reason == "the worker died, exit code SIGKILL(-9); out of memory? (3 of 3 tries)"
     assert results == {i: i for i in (0, 1, 2, 4, 5)}
+
+
+def test_what_hangs_once_is_run_elsewhere(tmp_path):
+    items = [(str(tmp_path / "marker"), value) for value in range(6)]
+    with LocalExecutor(2, timeout=2.0) as executor:
+        list(executor.run(toy.square, range(2)))  # both workers are up
+        assert dict(executor.run(toy.hang_once, items)) == dict(enumerate(range(6)))
+
+
+def test_what_always_hangs_fails_alone_and_its_processes_are_gone():
+    with LocalExecutor(2, timeout=2.0) as executor:
+        list(executor.run(toy.square, range(2)))
+        before = [worker.pid for worker in workers()]
+        results = dict(executor.run(toy.hang_at_three, range(6)))
+        assert results == {3: Failure("no answer within 2 s (2 of 2 tries)"), **{i: i for i in (0, 1, 2, 4, 5)}}
+        assert gone(set(before) - {worker.pid for worker in workers()})
+        assert dict(executor.run(toy.square, range(3))) == {0: 0, 1: 1, 2: 4}
+
+
+def test_what_raises_once_is_run_in_another_process(executor, tmp_path):
+    items = [(str(tmp_path / "marker"), value) for value in range(6)]
+    results = dict(executor.run(toy.raise_once, items))
+    assert results.pop(3) not in (int((tmp_path / "marker").read_text()), os.getpid())
+    assert results == {i: i for i in (0, 1, 2, 4, 5)}
+
+
+def test_the_limit_follows_the_median():
+    executor = LocalExecutor(1)
+    assert executor.limit == 3600
+    executor._seconds.extend([1.0, 2.0, 1000.0])
+    assert executor.limit == 300
+    executor._seconds.extend([20.0, 30.0, 40.0])
+    assert executor.limit == 100 * 25.0
+    assert LocalExecutor(1, timeout=7.0).limit == 7.0
+
+
+def test_a_driver_that_stood_still_does_not_blame_its_workers(monkeypatch):
+    with LocalExecutor(1, timeout=30.0) as executor:
+        results = executor.run(toy.slow_first, [1, 0])
+        next(results)
+        later = SimpleNamespace(monotonic=lambda: time.monotonic() + 3600)
+        monkeypatch.setattr("search.executor.time", later)
+        assert next(results) == (1, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_worker_that_grows_is_replaced_and_memory_stays_flat():
+    with LocalExecutor(1, growth=2**25) as executor:
+        results = [result for _, result in executor.run(toy.leak, [8] * 60)]
+        largest = max(held for _, held in results)
+        assert 10 < largest < 40
+        assert len({pid for pid, _ in results}) > 1
+        steady = [result for _, result in executor.run(toy.environment, range(60))]
+        assert len({pid for pid, *_ in steady}) == 1
 
 
 def test_a_worker_killed_while_idle_is_replaced(executor):
@@ -161,3 +218,9 @@ def test_workers_end_with_the_driver(workers, how, tmp_path):
 def test_wrong_parameters_are_refused(name, value):
     with pytest.raises(SearchError, match=f"{name} must be at least .*, got {value}"):
         LocalExecutor(**{"workers": 1, name: value})
+
+
+@pytest.mark.parametrize("timeout", [0, -1.0, math.nan])
+def test_wrong_timeouts_are_refused(timeout):
+    with pytest.raises(SearchError, match=f"timeout must be greater than 0 seconds, got {timeout}"):
+        LocalExecutor(1, timeout=timeout)

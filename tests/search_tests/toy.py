@@ -100,7 +100,8 @@ def leaves(item):
 
 
 def environment(item):
-    return os.getpid(), os.environ["OMP_NUM_THREADS"], signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    return os.getpid(), os.environ["OMP_NUM_THREADS"], os.environ["MALLOC_MMAP_THRESHOLD_"], ignored
 
 
 def die_at_three(item):
@@ -130,3 +131,35 @@ class DyingSphere:
             marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return sphere(phenotype)
+
+
+def hang_at_three(item):
+    if item == 3:
+        time.sleep(60)
+    return item
+
+
+def hang_once(item):
+    marker, value = item
+    if value == 3 and not Path(marker).exists():
+        Path(marker).touch()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(60)
+    return value
+
+
+def raise_once(item):
+    marker, value = item
+    if value == 3 and not Path(marker).exists():
+        Path(marker).write_text(str(os.getpid()))
+        raise MemoryError("cannot allocate")
+    return value if value != 3 else os.getpid()
+
+
+_LEAK = []
+
+
+def leak(megabytes):
+    """Keeps so much more memory at every call."""
+    _LEAK.append(bytearray(os.urandom(2**20) * megabytes))
+    return os.getpid(), len(_LEAK)

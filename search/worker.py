@@ -1,0 +1,133 @@
+"""One worker process: it can be killed, replaced and watched without touching its neighbours."""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from joblib.externals.loky import ProcessPoolExecutor
+
+# One thread a worker, however many workers there are: N workers of N threads fight for the cores, and floating-point
+# sums that depend on the number of threads would make results depend on the number of workers.
+_ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
+# glibc gives large buffers back at every free, so that each forward pass pays for its pages anew; these keep them.
+_ENVIRONMENT |= {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
+
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+_SETTLING = 10  # answers after which a worker has loaded what it caches
+
+
+@dataclass(frozen=True)
+class Failure:
+    """In the place of a result that could not be had.
+
+    Attributes:
+        reason: One line for a person.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a worker sends back.
+
+    Attributes:
+        result: What the function returned; a `Failure` if it raised.
+        memory: The worker's resident memory in bytes; 0 where the system does not tell.
+    """
+
+    result: Any
+    memory: int
+
+
+class Worker:
+    """A process that is started when it is needed, and anew after it was replaced.
+
+    It is loky's pool, as shipped by joblib, with one process in it. `joblib.Parallel` would run a single worker in the
+    driver (where a crash ends the search), give each worker a number of threads that depends on how many there are, and
+    share one pool with everybody else in the process. A pool of several would break as a whole when one process dies,
+    and not tell which item killed it.
+
+    Args:
+        growth: Bytes of resident memory that a worker may gain over twice its settled level before it is replaced.
+    """
+
+    def __init__(self, growth: int) -> None:
+        """Start nothing yet."""
+        self.growth = growth
+        self._pool: ProcessPoolExecutor | None = None
+        self._answers = 0
+        self._level = 0
+
+    def submit(self, function: Callable[[Any], Any], item: Any) -> Future[Answer]:
+        """Run a function on an item; the future breaks (see `died`) if the process ends meanwhile."""
+        if self._pool is None:
+            self._pool = self._new_pool()
+        try:
+            return self._pool.submit(guarded, function, item)  # type: ignore[no-any-return]
+        except BrokenProcessPool:  # it died while idle
+            self.end()
+            self._pool = self._new_pool()
+            return self._pool.submit(guarded, function, item)  # type: ignore[no-any-return]
+
+    def end(self) -> None:
+        """Kill the process; the next item gets a new one."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=True, kill_workers=True)
+
+    def release_if_grown(self, memory: int) -> None:
+        """End a process whose memory grew with the items it has seen, before the machine runs out of it."""
+        self._answers += 1
+        if self._answers <= _SETTLING:
+            self._level = max(self._level, memory)
+        elif memory > 2 * self._level + self.growth:
+            self.end()
+
+    def _new_pool(self) -> ProcessPoolExecutor:
+        self._answers = self._level = 0
+        return ProcessPoolExecutor(
+            1, initializer=_follow_driver, initargs=(os.getpid(),), env=_ENVIRONMENT, timeout=None
+        )
+
+
+def died(future: Future[Any]) -> bool:
+    """Whether the process ended before the item did."""
+    return isinstance(future.exception(), BrokenProcessPool)
+
+
+def failure(error: BaseException) -> Failure:
+    """One line about an exception."""
+    # The first line: loky's messages go on for several.
+    return Failure(f"{type(error).__name__}: {error}".partition("\n")[0])
+
+
+def guarded(function: Callable[[Any], Any], item: Any) -> Answer:
+    """Run an item in a worker."""
+    try:
+        result = function(item)
+    except Exception as error:  # noqa: BLE001 - one item's error is its result; and an exception that can't be
+        result = failure(error)  # unpickled would break the pool
+    return Answer(result, _resident_memory())
+
+
+def _resident_memory() -> int:
+    if sys.platform != "linux":
+        return 0
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _follow_driver(driver: int) -> None:
+    """Set up a worker: Ctrl-C goes to the whole process group but is the driver's to handle; die when it dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != driver:  # it died before we asked
+            os._exit(1)
