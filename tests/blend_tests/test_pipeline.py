@@ -186,7 +186,7 @@ def test_uniform_allocation_takes_the_same_share_of_every_group(tmp_path):
 @pytest.fixture
 def in_process(monkeypatch):
     """Evaluates without worker processes, which take seconds to start."""
-    monkeypatch.setattr("blend.pipeline.LocalExecutor", lambda workers: nullcontext(Inline()))
+    monkeypatch.setattr("blend.pipeline.LocalExecutor", lambda workers, timeout=None: nullcontext(Inline()))
 
 
 VARIETIES = [
@@ -281,11 +281,11 @@ def sick(victim: str, fault: str):
     import os, signal
     from pathlib import Path
     task, driver = small(), os.getpid()
-    whole = nn.functional.cross_entropy(task.model(task.heldout[0]), task.heldout[1]).item()
+    whole = task.model(task.heldout[0]).detach()
 
     def loss(outputs, targets):
         value = nn.functional.cross_entropy(outputs, targets)
-        if os.getpid() == driver or abs(value.item() - whole) < 1e-4:
+        if os.getpid() == driver or (outputs[:, None] - whole).abs().amax(2).amin(1).max() < 1e-3:
             return value
         try:
             with Path(victim).open("x") as file:
@@ -380,13 +380,13 @@ def slow(marks: str, split: int):
     task = small()
 
     def metric(outputs, targets):
-        if len(targets) == 30:
+        if len(targets) in (13, 29):  # of 16 + 13, as candidates are judged
             open(os.path.join(marks, "begun"), "a").close()
             time.sleep(0.5)
         return (outputs.argmax(1) == targets).float()
 
     splits = [(task.calibration[0], task.calibration[1]), task.heldout, task.test]
-    splits[split] = tuple(part[:30] for part in splits[split])
+    splits[split] = tuple(part[:29] for part in splits[split])
     task.calibration, task.heldout, task.test = splits
     task.metric = metric
     return task
