@@ -13,13 +13,12 @@ import numpy as np
 
 from blend.config import SearchConfig
 from blend.contenders import Examples, best_of, contenders, finite, tested
-from blend.course import generation_record, key, say_when_dry
 from blend.errors import BlendError, InputError
 from blend.evaluation import HeldoutEvaluation, Settings, TestEvaluation, Workspace, pack
 from blend.evidence import verdict
 from blend.export import blended_criterion
-from blend.limits import Target, ending
 from blend.objective import BlendObjective
+from blend.phase import CONTROL, Phase
 from blend.plots import draw_result
 from blend.problem import Problem, prepare
 from blend.progress import progress, say
@@ -28,7 +27,7 @@ from blend.signals import Interruption
 from search.archive import Archive, Evaluation
 from search.errors import SearchError
 from search.executor import Executor, Failure, LocalExecutor
-from search.loop import evaluate_all, search
+from search.loop import evaluate_all
 from search.strategies import STRATEGIES
 from search.strategy import Strategy
 
@@ -108,7 +107,7 @@ class _Execution:
                 self._baselines(executor, interruption)
                 self._search("search", executor, interruption)
                 if self.config.random_search:
-                    self._search("random", executor, interruption)
+                    self._search(CONTROL, executor, interruption)
                 self._test(executor, interruption)
             except KeyboardInterrupt:
                 raise interruption.at_once() from None
@@ -148,56 +147,9 @@ class _Execution:
         if self.run.get(f"{phase}-ended") is not None:
             return
         strategy = self._strategy(phase)
-        done = shown = len(self.archive.history(phase))
-        boost = strategy.proposals()["boost"]
-        is_search = phase == "search"
-        budget = self.config.evaluations if is_search else len(self.archive.history("search"))
-        began = time.monotonic() - float(self.run.get(f"{phase}-seconds", 0.0))
-
-        def should_stop() -> str | None:
-            timed_out = is_search and self.config.time is not None and time.monotonic() - began >= self.config.time
-            return "stopped" if interruption.requested() else "time" if timed_out else None
-
-        with progress("search" if is_search else "random search (control)", budget, done) as bar:
-
-            def show(done_now: int, total: int, answer: dict[str, Any], phase: str) -> None:
-                nonlocal shown
-                bar.advance(done + done_now - shown, **self._fields(phase, strategy))
-                shown = done + done_now
-
-            def commit(evaluations: Sequence[Evaluation], state: dict[str, Any]) -> None:
-                nonlocal done, shown, boost
-                done += len(evaluations)
-                record = generation_record(strategy, evaluations)
-                say_when_dry(record, boost)
-                boost = record["boost"]
-                bar.advance(done - shown, **self._fields(phase, strategy))
-                shown = done
-                documents = {
-                    f"{phase}-state": state,
-                    key(phase, record["generation"]): record,
-                    f"{phase}-seconds": round(time.monotonic() - began, 3),
-                }
-                self.run.commit({**documents, **self._clock()}, evaluations)
-
-            try:
-                outcome = search(
-                    strategy, self.objective, self.archive, executor,
-                    phase=phase, evaluations=budget, **(self._limits() if is_search else {}),
-                    on_evaluation=show, on_generation=commit, should_stop=should_stop,
-                )  # fmt: skip
-            except SearchError as error:
-                raise BlendError(str(error)) from error
-        if outcome == "stopped":
+        searching = Phase(phase, self.run, self.archive, strategy, interruption.requested, self._clock)
+        if searching.go(self.objective, executor) == "stopped":
             interruption.check()
-        self.run.commit({f"{phase}-ended": outcome, **self._clock()})
-        if is_search:
-            say(f"the search has ended: {ending(outcome, self.config)}")
-
-    def _limits(self) -> dict[str, Any]:
-        """What ends the search, beside its evaluations and its time."""
-        target = None if self.config.target is None else Target.parse(self.config.target).is_reached
-        return {"generations": self.config.generations, "patience": self.config.patience, "target": target}
 
     def _clock(self) -> dict[str, Any]:
         """Seconds that the run has taken up to now, those of earlier processes included."""
@@ -205,8 +157,8 @@ class _Execution:
 
     def _strategy(self, phase: str) -> Strategy:
         """Where the last commit has left it."""
-        make = STRATEGIES["random" if phase == "random" else self.config.strategy]
-        seeds = [] if phase == "random" else [b.genome for b in self.problem.baselines if b.genome is not None]
+        make = STRATEGIES["random" if phase == CONTROL else self.config.strategy]
+        seeds = [] if phase == CONTROL else [b.genome for b in self.problem.baselines if b.genome is not None]
         state = self.run.get(f"{phase}-state")
         try:
             strategy = make(
@@ -217,18 +169,6 @@ class _Execution:
         except SearchError as error:
             raise InputError(f"strategy '{self.config.strategy}' cannot go on with this run: {error}") from error
         return strategy
-
-    def _fields(self, phase: str, strategy: Strategy) -> dict[str, Any]:
-        best = self.archive.best(phase)
-        fields: dict[str, Any] = {"generation": strategy.generation + 1}
-        if best is not None:
-            fields |= {"fitness": best.fitness, "metric": best.details["metric"]}
-        proposals = strategy.proposals()
-        if proposals["known"]:
-            fields["known"] = f"{proposals['known']} of {proposals['proposed']}"
-        if proposals["boost"] > 1.0:
-            fields["varied"] = f"×{proposals['boost']:.2g}"
-        return fields
 
     def _warn_of_collapse(self) -> None:
         """At high reductions recalibrated networks may fall to chance, where the loss says nothing."""
