@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
 from contextlib import chdir, suppress
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from blend.problem import Problem, prepare
 from blend.progress import progress, say
 from blend.runs import EXPORT, FIGURE, SCORES, WORK, Run, check_free
 from blend.signals import Interruption
-from search.archive import Archive, Evaluation
+from search.archive import Archive
 from search.errors import SearchError
 from search.executor import Executor, Failure, LocalExecutor
 from search.loop import evaluate_all
