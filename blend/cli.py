@@ -24,6 +24,7 @@ from blend.cli_options import (
     Json,
     Options,
     Patience,
+    Racing,
     Reduction,
     RunArgument,
     RunsDir,
@@ -97,6 +98,7 @@ def search(
     time: Time = None,
     target: Target = None,
     patience: Patience = None,
+    racing: Racing = True,
     random_search: Annotated[
         bool, typer.Option(help="Also spend the same budget on random search, as a control.")
     ] = True,
@@ -132,7 +134,8 @@ def search(
         calibration_loss=calibration_loss, normalisation=normalisation, clusters=clusters, clustering=clustering,
         fitness=fitness, strategy=strategy,
         population=population, **({} if evaluations is None else {"evaluations": evaluations}),
-        generations=generations, time=time, target=target, patience=patience, random_search=random_search,
+        generations=generations, time=time, target=target, patience=patience, racing=racing,
+        random_search=random_search,
         recalibration_images=recalibration_images, batch_size=batch_size, floor=floor, ignore=tuple(ignore), seed=seed,
         workers=cpu_count(only_physical_cores=True) if workers is None else workers, executor=executor,
         timeout=timeout,

@@ -28,6 +28,13 @@ Timeout = Annotated[
         "default 100 times the median so far, at least 5 minutes.",
     ),
 ]
+Racing = Annotated[
+    bool,
+    typer.Option(
+        help="Give candidates up as soon as part of the held-out data shows that they cannot survive (ga, greedy, "
+        "swap, random). What is compared is always judged on all data."
+    ),
+]
 Ignore = Annotated[
     list[str], typer.Option(metavar="PATTERN", help="Layers whose channels must all stay, like 'head.*'; repeatable.")
 ]

@@ -49,6 +49,7 @@ class SearchConfig(BaseModel):
     time: float | None = None
     target: str | None = None
     patience: Annotated[int, Field(ge=1)] | None = None
+    racing: bool = True
     random_search: bool = True
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
     workers: Annotated[int, Field(ge=1)] = 1

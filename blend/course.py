@@ -32,7 +32,8 @@ def generation_record(strategy: Strategy, batch: Sequence[Evaluation]) -> dict[s
 
     Returns:
         ``generation`` from 0, ``best`` fitness so far; of the generation the shares of different ``genomes`` and
-        ``masks`` and of ``new`` ones, never judged before; of the population the ``entropy`` of choices and the
+        ``masks`` and of ``new`` ones, never judged before; how many were ``given_up`` before the end of the held-out
+        data; of the population the ``entropy`` of choices and the
         ``spread`` of reals (see :func:`search.diversity.diversity`); how many genomes were ``proposed``, how many of
         them were ``known``, and by how much the next ones vary more (``boost``).
     """
@@ -43,6 +44,7 @@ def generation_record(strategy: Strategy, batch: Sequence[Evaluation]) -> dict[s
         "genomes": len({e.genome for e in batch}) / len(batch),
         "masks": len({e.phenotype for e in batch}) / len(batch),
         "new": sum(not e.cached for e in batch) / len(batch),
+        "given_up": sum("share" in e.details and not e.cached for e in batch),
         "entropy": diversity["entropy"],
         "spread": diversity["spread"],
         **strategy.proposals(),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from blend.budget import CostModel, keep_mask
 from blend.encoding import Encoding
 from blend.evaluation import HeldoutEvaluation, pack
 from blend.formula import Blender
 from criteria.graph import ChannelGraph
+from search.archive import Evaluation
 
 
 @dataclass(frozen=True)
@@ -38,3 +39,9 @@ class BlendObjective:
         """The packed keep mask of a genome. Genomes with the same mask are the same candidate."""
         scores = self.blender.scores(self.encoding.decode(genome))
         return pack(keep_mask(self.graph, scores, self.reduction, self.cost, self.floor))
+
+    def against(self, rival: Evaluation) -> HeldoutEvaluation:
+        """An evaluation that ends once it is clear that a candidate falls short of one that was judged to the end."""
+        if rival.error is not None or "share" in rival.details:
+            return self.evaluate
+        return replace(self.evaluate, rival=tuple(rival.details["chunks"]))

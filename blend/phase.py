@@ -63,6 +63,7 @@ class Phase:
                 outcome = search(
                     self.strategy, objective, self.archive, executor,
                     phase=self.name, evaluations=self.budget, **self._limits(), should_stop=self._should_stop,
+                    against=objective.against if self.config.racing else None,
                     on_evaluation=lambda done_now, *_: self._show(bar, done_now),
                     on_generation=lambda evaluations, state: self._commit(bar, evaluations, state),
                 )  # fmt: skip

@@ -75,13 +75,13 @@ def print_course(run: Run) -> None:
     """One line a generation."""
     table = Table(title=f"{run.name}: the search, generation by generation", box=None)
     shares = ("genomes", "masks", "new")
-    for column in ("generation", "best fitness", *shares, "entropy", "spread", "known", "varied"):
+    for column in ("generation", "best fitness", *shares, "entropy", "spread", "known", "varied", "given up"):
         table.add_column(column, justify="right")
     for record in course(run):
         table.add_row(
             str(record["generation"] + 1), _number(record["best"]), *(f"{record[share]:.0%}" for share in shares),
             f"{record['entropy']:.2f}", f"{record['spread']:.2f}", f"{record['known']} of {record['proposed']}",
-            f"×{record['boost']:.2g}",
+            f"×{record['boost']:.2g}", str(record["given_up"]),
         )  # fmt: skip
     Console(stderr=True, highlight=False).print(table)
 

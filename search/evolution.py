@@ -56,6 +56,11 @@ class Evolution(AskTell):
         self.mutation = mutation
         self.tournament = tournament
 
+    @property
+    def rival(self) -> list[float] | None:
+        """The worst survivor, once there are as many as survive."""
+        return self._last_survivor()
+
     def _propose(self, is_known: IsKnown, count: int) -> list[list[float]]:
         return [novel(self._offspring, is_known) for _ in range(count)]
 

@@ -67,6 +67,11 @@ class GreedySearch(AskTell):
         saved = state["place"]
         self._place = None if saved is None else _Place(**{**saved, "order": tuple(saved["order"])})
 
+    @property
+    def rival(self) -> list[float] | None:
+        """The best genome: nothing else matters to what is tried next."""
+        return self._last_survivor()
+
     def _propose(self, is_known: IsKnown, count: int) -> list[list[float]]:
         place = self._place or self._sweep(0.0 if self.initial else 1.0)
         for _ in range(_SWEEPS * len(place.order)):

@@ -47,6 +47,7 @@ def search(
     generations: int | None = None,
     patience: int | None = None,
     target: Callable[[Evaluation], bool] | None = None,
+    against: Callable[[Evaluation], Callable[[bytes], Answer]] | None = None,
     on_evaluation: OnEvaluation | None = None,
     on_generation: OnGeneration | None = None,
     should_stop: Callable[[], str | None] | None = None,
@@ -66,6 +67,9 @@ def search(
         generations: Budget in generations, or None.
         patience: End after so many generations without a new best, or None.
         target: Says of the best evaluation whether it is good enough to end.
+        against: Makes, of the evaluation that a proposal has to surpass to have any influence, what is used instead of
+            the objective's ``evaluate``: it may end as soon as it is clear that a phenotype does not surpass it, with a
+            fitness below.
         on_evaluation: Called with (evaluations of this generation known so far, evaluations of this generation,
             answer, phase) in the order of completion.
         on_generation: Called once a generation with its evaluations and the strategy's state after it: all that must
@@ -100,7 +104,7 @@ def search(
         genomes = strategy.ask(_is_known(objective, archive), limit=left)
         phenotypes = [objective.phenotype(genome) for genome in genomes]
         batch = evaluate_all(
-            objective.evaluate, archive, executor, phenotypes,
+            _evaluator(strategy, objective, archive, against), archive, executor, phenotypes,
             phase=phase, generation=strategy.generation, genomes=genomes, on_evaluation=on_evaluation,
         )  # fmt: skip
         _check_alive(archive, phase, batch)
@@ -109,6 +113,17 @@ def search(
         strategy.tell(genomes, [evaluation.fitness for evaluation in batch])
         if on_generation is not None:
             on_generation(batch, strategy.state_dict())
+
+
+def _evaluator(
+    strategy: Strategy,
+    objective: Objective,
+    archive: Archive,
+    against: Callable[[Evaluation], Callable[[bytes], Answer]] | None,
+) -> Callable[[bytes], Answer]:
+    genome = None if against is None else strategy.rival
+    rival = None if genome is None else archive.get(objective.phenotype(genome))
+    return objective.evaluate if against is None or rival is None else against(rival)
 
 
 def evaluate_all(

@@ -23,5 +23,10 @@ class RandomSearch(AskTell):
         """Start at generation 0 with nothing known but the initial genomes."""
         super().__init__(space, population=population, elite=population, seed=seed, initial=initial)
 
+    @property
+    def rival(self) -> list[float] | None:
+        """The best genome: nothing else is remembered for any purpose."""
+        return list(self._survivors[0]) if self._survivors else None
+
     def _propose(self, is_known: IsKnown, count: int) -> list[list[float]]:
         return [novel(self._sampled, is_known) for _ in range(count)]

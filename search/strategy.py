@@ -40,6 +40,11 @@ class Strategy(Protocol):
         """The best genome so far and its fitness."""
         ...
 
+    @property
+    def rival(self) -> list[float] | None:
+        """A genome which a proposal has to surpass to have any influence; None if every one may have some."""
+        ...
+
     def ask(self, is_known: IsKnown | None = None, limit: int | None = None) -> list[list[float]]:
         """Return the genomes to evaluate next."""
         ...
@@ -108,6 +113,11 @@ class AskTell(ABC):
         """The best genome so far and its fitness; among equals the one that was told first."""
         return (list(self._survivors[0]), self._survivors[0].value) if self._survivors else None
 
+    @property
+    def rival(self) -> list[float] | None:
+        """A genome which a proposal has to surpass to have any influence; None if every one may have some."""
+        return None
+
     def ask(self, is_known: IsKnown | None = None, limit: int | None = None) -> list[list[float]]:
         """Return the genomes to evaluate next; the same ones again until they are told.
 
@@ -126,6 +136,9 @@ class AskTell(ABC):
                 self._pending = self._next(is_known or _nothing_known, limit)
         self._pending = self._pending[:limit]
         return [list(genome) for genome in self._pending]
+
+    def _last_survivor(self) -> list[float] | None:
+        return list(self._survivors[-1]) if len(self._survivors) == self.elite else None
 
     def _next(self, is_known: IsKnown, limit: int | None) -> list[list[float]]:
         first = [] if self._generation else [list(genome) for genome in self.initial[:limit]]

@@ -237,3 +237,31 @@ def test_a_resumed_search_ends_where_it_would_have_ended(limits):
 def test_wrong_budgets_are_refused(name, value):
     with pytest.raises(SearchError, match=f"{name} must be at least 1, got 0"):
         run(**{name: value})
+
+
+def raced(rival):
+    """Knows at once who is worse, but not by how much."""
+
+    def evaluate(phenotype):
+        answer = sphere(phenotype)
+        shortfall = rival.fitness - answer["fitness"]
+        return {**answer, "fitness": rival.fitness - shortfall / 2, "given_up": True} if shortfall > 0 else answer
+
+    return evaluate
+
+
+@pytest.mark.parametrize("kind", ["ga", "greedy", "random"])
+def test_giving_up_what_falls_short_of_the_rival_changes_nothing(kind):
+    to_the_end = run(evaluations=120, strategy=new_strategy(kind))
+    early = run(evaluations=120, strategy=new_strategy(kind), against=raced)
+    given_up = [e for e in early[1] if "given_up" in e.details]
+    assert len(given_up) > 20
+    assert [e.genome for e in early[1]] == [e.genome for e in to_the_end[1]]
+    assert early[0].best == to_the_end[0].best
+    assert all(e.fitness < early[0].best[1] for e in given_up)
+
+
+@pytest.mark.parametrize("kind", ["aging", "cma"])
+def test_where_every_proposal_matters_there_is_no_rival(kind):
+    early = run(evaluations=60, strategy=new_strategy(kind), against=raced)
+    assert not any("given_up" in e.details for e in early[1])
