@@ -24,6 +24,7 @@ from blend.cli_options import (
     RunsDir,
     Seed,
     TaskArgument,
+    Timeout,
     names,
     print_json,
 )
@@ -95,6 +96,7 @@ def search(
     seed: Seed = "0",
     workers: Annotated[str | None, typer.Option(metavar="N", help="Worker processes; one per core by default.")] = None,
     executor: Annotated[str, typer.Option(help="Where evaluations run: local.")] = "local",
+    timeout: Timeout = None,
     runs_dir: RunsDir = RUNS,
     name: Annotated[str | None, typer.Option(help="Name of the run; made of task, reduction and seed.")] = None,
     as_json: Json = False,
@@ -117,6 +119,7 @@ def search(
         population=population, evaluations=evaluations, generations=generations, random_search=random_search,
         recalibration_images=recalibration_images, batch_size=batch_size, floor=floor, ignore=tuple(ignore), seed=seed,
         workers=cpu_count(only_physical_cores=True) if workers is None else workers, executor=executor,
+        timeout=timeout,
     )  # fmt: skip
     folder = run_folder(runs_dir, _free_name(runs_dir, config) if name is None else name)
 
@@ -129,23 +132,26 @@ def search(
 def resume(
     run: RunArgument,
     workers: Annotated[str | None, typer.Option(metavar="N", help="Worker processes; as before by default.")] = None,
+    timeout: Timeout = None,
     runs_dir: RunsDir = RUNS,
     as_json: Json = False,
 ) -> None:
     """Go on with a run exactly where it was stopped, killed or lost its machine.
 
-    The result is the same as if it had never stopped.
+    The result is the same as if it had never stopped, with any number of workers. Relative paths given to the search
+    still count from the folder that it was started in. Candidates that were recorded as failed are not tried again.
     """
     from blend.config import search_config
     from blend.runs import open_run
 
     found = open_run(runs_dir, run)
     found.check_resumable()
-    config = found.config if workers is None else search_config(**{**found.config.model_dump(), "workers": workers})
+    given = {name: value for name, value in {"workers": workers, "timeout": timeout}.items() if value is not None}
+    config = search_config(**{**found.config.model_dump(), **given})
 
     from blend.pipeline import resume as go_on
 
-    _finish(go_on(found, config.workers), as_json)
+    _finish(go_on(found, config.workers, config.timeout), as_json)
 
 
 @app.command("list", epilog="Example:  blend list --runs-dir /data/runs")

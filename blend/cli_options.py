@@ -20,6 +20,14 @@ Options = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
 Seed = Annotated[str, typer.Option(metavar="N", help="Seed of everything random, the built-in networks' included.")]
+Timeout = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SECONDS",
+        help="After which a candidate hangs: tried once more alone, then recorded as failed, never tried again. By "
+        "default 100 times the median so far, at least 5 minutes.",
+    ),
+]
 Ignore = Annotated[
     list[str], typer.Option(metavar="PATTERN", help="Layers whose channels must all stay, like 'head.*'; repeatable.")
 ]

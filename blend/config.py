@@ -20,7 +20,7 @@ DEFAULT_CRITERIA = (
 
 
 class SearchConfig(BaseModel):
-    """The parameters of one search; each is an option of ``blend search``."""
+    """The parameters of one search; each but ``directory``, where it was started, is an option of ``blend search``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -42,6 +42,8 @@ class SearchConfig(BaseModel):
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
     workers: Annotated[int, Field(ge=1)] = 1
     executor: Literal["local"] = "local"
+    timeout: Annotated[float, Field(gt=0.0)] | None = None
+    directory: str = Field(default_factory=lambda: str(Path.cwd()))
     recalibration_images: Annotated[int, Field(ge=0)] = 256
     batch_size: Annotated[int, Field(ge=1)] = 64
     floor: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
@@ -132,6 +134,8 @@ def _first_problem(error: ValidationError) -> str:
             return f"{name} must be a number, got {value!r}"
         case "greater_than" | "less_than" if name == "reduction":
             return f"reduction must be in (0, 1), got {value}"
+        case "greater_than":
+            return f"{name} must be greater than {limits['gt']:g}, got {value}"
         case "greater_than_equal":
             return f"{name} must be at least {limits['ge']:g}, got {value}"
         case _:

@@ -30,14 +30,15 @@ def verdict(contenders: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
     """
     unpruned = next(c for c in contenders if c["kind"] == "unpruned")
     blend = next(c for c in contenders if c["kind"] == "blend")
-    singles = [c for c in contenders if c["kind"] == "single"]
+    baselines = [c for c in contenders if c["kind"] not in ("unpruned", "blend")]
+    singles = [c for c in baselines if c["kind"] == "single"] or baselines  # all of them may have failed
     chosen = max(singles, key=lambda c: c["heldout_metric"])
     strongest = max(singles, key=lambda c: c["test_metric"])
     low, high = paired_interval(blend["examples"] - strongest["examples"], seed)
     return {
         "unpruned": {key: unpruned[key] for key in ("heldout_metric", "test_metric", "cost")},
         "best": _plain(blend),
-        "baselines": [_plain(c) for c in contenders if c["kind"] not in ("unpruned", "blend")],
+        "baselines": [_plain(c) for c in baselines],
         "margin": {
             "heldout": blend["heldout_metric"] - chosen["heldout_metric"],
             "heldout_over": _title(chosen),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from contextlib import chdir, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from blend.config import SearchConfig
+from blend.contenders import Examples, best_of, contenders, finite, tested
 from blend.errors import BlendError, InputError
 from blend.evaluation import HeldoutEvaluation, Settings, TestEvaluation, Workspace, pack
 from blend.evidence import verdict
@@ -30,6 +31,7 @@ from search.loop import evaluate_all, search
 from search.random_search import RandomSearch
 from search.strategy import Strategy
 
+HANDFUL = 4  # baselines a worker between two commits
 COLLAPSE = 0.25  # below this share of the way from chance to the unpruned metric, the loss misleads
 
 
@@ -49,35 +51,42 @@ def start(config: SearchConfig, folder: Path) -> Run:
     with run.writing():
         problem.table.save(run.folder / SCORES)
         run.commit({"status": "running", "identity": problem.identity, "unpruned_cost": problem.cost.full})
-        _Execution(run, problem, config.workers).go()
+        _Execution(run, problem, config.workers, config.timeout).go()
     return run
 
 
-def resume(run: Run, workers: int | None = None) -> Run:
+def resume(run: Run, workers: int | None = None, timeout: float | None = None) -> Run:
     """Goes on with a run that was stopped or whose process is gone, exactly where its last commit was.
+
+    Relative paths in the task's options count from the folder that the search was started in.
 
     Raises:
         InputError: If it is running or finished, or the task is not what it was.
     """
     run.check_resumable()
-    with run.writing():
-        problem = prepare(run.config, run.folder / SCORES)
+    here = Run(run.folder.resolve())
+    config = here.config
+    if not Path(config.directory).is_dir():
+        raise InputError(f"run '{run.name}' cannot go on: '{config.directory}', where it was started, is gone")
+    with here.writing(), chdir(config.directory):
+        problem = prepare(config, here.folder / SCORES)
         for what, digest in problem.identity.items():
-            if run.get("identity")[what] != digest:
+            if here.get("identity")[what] != digest:
                 raise InputError(f"run '{run.name}' cannot go on: the task's {what} is not what the run began with")
-        run.commit({"status": "running"})
-        _Execution(run, problem, workers or run.config.workers).go()
+        here.commit({"status": "running", "error": None})
+        _Execution(here, problem, workers or config.workers, timeout or config.timeout).go()
     return run
 
 
 class _Execution:
     """One process' work on a run. Every stage leaves its result in the folder and is skipped when it is there."""
 
-    def __init__(self, run: Run, problem: Problem, workers: int) -> None:
+    def __init__(self, run: Run, problem: Problem, workers: int, timeout: float | None) -> None:
         self.run = run
         self.problem = problem
         self.config = problem.config
         self.workers = workers
+        self.timeout = timeout
         self.archive = Archive(run.evaluations())
         self.started = time.monotonic() - float(run.get("seconds", 0.0))
         scratch = str((run.folder / WORK).resolve())
@@ -93,38 +102,44 @@ class _Execution:
             self.config.cost, self.config.fitness, self.config.recalibration_images, self.config.batch_size
         )
         self.workspace.write(self.problem.task, self.problem.graph, self.problem.splits, settings)
-        with Interruption(self.run) as interruption, LocalExecutor(self.workers) as executor:
+        with Interruption(self.run) as interruption, LocalExecutor(self.workers, timeout=self.timeout) as executor:
             try:
-                self._baselines(executor)
-                interruption.check()
+                self._baselines(executor, interruption)
                 self._search("search", executor, interruption)
                 if self.config.random_search:
                     self._search("random", executor, interruption)
-                self._test(executor)
+                self._test(executor, interruption)
             except KeyboardInterrupt:
                 raise interruption.at_once() from None
             except BlendError as error:
-                self.run.commit({"status": interruption.status_after(error), "error": str(error)})
+                with suppress(BlendError):  # it may be the very thing that cannot be written
+                    self.run.commit({"status": interruption.status_after(error), "error": str(error)})
                 raise
         self._export()
 
-    def _baselines(self, executor: Executor) -> None:
-        """Judges the unpruned network and all opponents on held-out data."""
-        if self.archive.history("baseline"):
-            return
+    def _baselines(self, executor: Executor, interruption: Interruption) -> None:
+        """Judges the unpruned network and all opponents on held-out data, and saves a handful at a time."""
         whole = np.ones(len(self.problem.graph), dtype=bool)
         masks = [whole, *(mask for baseline in self.problem.baselines for mask in baseline.masks)]
-        phenotypes = [pack(mask) for mask in masks]
-        with progress("baselines", len(phenotypes)) as bar:
-            evaluations = evaluate_all(
-                self.objective.evaluate, self.archive, executor, phenotypes,
-                phase="baseline", on_evaluation=lambda *_: bar.advance(1),
-            )  # fmt: skip
-        for evaluation in evaluations:
-            if evaluation.error is not None:
-                raise BlendError(f"a baseline could not be judged: {evaluation.error}")
-            self.archive.add(evaluation)
-        self.run.commit(self._clock(), evaluations)
+        done = len(self.archive.history("baseline"))
+        with progress("baselines", len(masks), done) as bar:
+            for first in range(done, len(masks), HANDFUL * self.workers):
+                interruption.check()
+                some = [pack(mask) for mask in masks[first : first + HANDFUL * self.workers]]
+                evaluations = evaluate_all(self.objective.evaluate, self.archive, executor, some, phase="baseline")
+                self.run.commit(self._clock(), evaluations)
+                for evaluation in evaluations:
+                    self.archive.add(evaluation)
+                bar.advance(len(some))
+        self._check_baselines()
+
+    def _check_baselines(self) -> None:
+        """Goes on without those that failed, unless it is the unpruned network or all of them."""
+        unpruned, *rest = self.archive.history("baseline")
+        if unpruned.error is not None:
+            raise BlendError(f"the unpruned network could not be judged: {unpruned.error}")
+        if all(evaluation.error is not None for evaluation in rest):
+            raise BlendError(f"none of the {len(rest)} baselines could be judged; the first: {rest[0].error}")
         self._warn_of_collapse()
 
     def _search(self, phase: str, executor: Executor, interruption: Interruption) -> None:
@@ -184,7 +199,7 @@ class _Execution:
         targets = self.problem.splits.heldout.targets
         if targets.is_floating_point() or targets.ndim > 1:
             return  # no classification, and so no level of chance
-        unpruned, *rest = (e.details["metric"] for e in self.archive.history("baseline"))
+        unpruned, *rest = (e.details["metric"] for e in self.archive.history("baseline") if e.error is None)
         chance = 1.0 / len(np.unique(targets.numpy()))
         if self.config.fitness == "loss" and max(rest) < chance + COLLAPSE * (unpruned - chance):
             say(
@@ -192,64 +207,27 @@ class _Execution:
                 f"(unpruned {unpruned:.3f}); the loss misleads there: consider --fitness metric"
             )
 
-    def _test(self, executor: Executor) -> None:
+    def _test(self, executor: Executor, interruption: Interruption) -> None:
         """Opens the test split, once: for the blend and everything that it is compared with."""
         if self.run.get("result") is not None:
             return
-        contenders = self._contenders()
-        phenotypes = list(dict.fromkeys(p for contender in contenders for p in contender["phenotypes"]))
-        values: dict[bytes, NDArray[np.float64]] = {}
+        rivals, failed = contenders(self.problem, self.archive)
+        phenotypes = list(dict.fromkeys(p for rival in rivals for p in rival["phenotypes"]))
+        values: dict[bytes, Examples | Failure] = {}
+        interruption.check()
         with progress("test", len(phenotypes)) as bar:
             for index, answer in executor.run(TestEvaluation(self.workspace), phenotypes):
-                if isinstance(answer, Failure):
-                    raise BlendError(f"a network could not be judged on test data: {answer.reason}")
-                values[phenotypes[index]] = answer
+                values[phenotypes[index]] = finite(answer)
                 bar.advance(1)
-        for contender in contenders:
-            examples = np.mean([values[p] for p in contender.pop("phenotypes")], axis=0)
-            contender["test_metric"] = float(examples.mean())
-            contender["examples"] = examples
-        self.run.commit({"result": verdict(contenders, self.config.seed), **self._clock()})
-
-    def _contenders(self) -> list[dict[str, Any]]:
-        """The unpruned network, the blend, every baseline and random search, with their held-out results."""
-        judged = {e.phenotype: e for e in self.archive.history("baseline")}
-        whole = pack(np.ones(len(self.problem.graph), dtype=bool))
-        contenders = [_contender("unpruned", "unpruned", "", [judged[whole]])]
-        contenders += [_contender("blend", "blend", self.config.allocation, [self._best("search")])]
-        for baseline in self.problem.baselines:
-            evaluations = [judged[pack(mask)] for mask in baseline.masks]
-            contenders += [_contender(baseline.name, baseline.kind, baseline.allocation, evaluations, baseline.note)]
-        if self.config.random_search:
-            best = self._best("random")
-            contenders += [_contender("random-search", "random_search", self.config.allocation, [best])]
-        return contenders
-
-    def _best(self, phase: str) -> Evaluation:
-        best = self.archive.best(phase)
-        if best is None or best.genome is None:
-            raise BlendError(f"the {phase} has no valid candidate")
-        return best
+                if len(values) < len(phenotypes):
+                    interruption.check()
+        rivals, failed_on_test = tested(rivals, values)
+        result = {**verdict(rivals, self.config.seed), "failed": failed + failed_on_test}
+        self.run.commit({"result": result, **self._clock()})
 
     def _export(self) -> None:
         """Writes the blended criterion and the figure, and closes the run."""
-        criterion = blended_criterion(self.problem, self._best("search"), self.run.get("result"))
+        criterion = blended_criterion(self.problem, best_of(self.archive, "search"), self.run.get("result"))
         criterion.save(self.run.folder / EXPORT)
         draw_result(self.run, self.run.folder / FIGURE)
         self.run.commit({"status": "finished"})
-
-
-def _contender(
-    name: str, kind: str, allocation: str, evaluations: Sequence[Evaluation], note: str = ""
-) -> dict[str, Any]:
-    return {
-        "name": name,
-        "kind": kind,
-        "allocation": allocation,
-        "fitness": float(np.mean([e.fitness for e in evaluations])),
-        "heldout_metric": float(np.mean([e.details["metric"] for e in evaluations])),
-        "reduction": float(np.mean([e.details["reduction"] for e in evaluations])),
-        "cost": float(np.mean([e.details["cost"] for e in evaluations])),
-        "note": note,
-        "phenotypes": [e.phenotype for e in evaluations],
-    }

@@ -41,6 +41,7 @@ def summary(run: Run) -> dict[str, Any]:
             "test_metric": result["best"]["test_metric"] if result else None,
         },
         "baselines": result["baselines"] if result else [],
+        "failed_baselines": result.get("failed", []) if result else [],
         "unpruned": result["unpruned"] if result else None,
         "margin": result["margin"] if result else None,
         "artefacts": {path.name: str(path) for path in run.artefacts()},
@@ -116,6 +117,8 @@ def _comparison(run: Run, about: dict[str, Any]) -> Table:
             row["name"], row["allocation"], f"{row['reduction']:.4f}", f"{row['fitness']:.4f}",
             _number(row["heldout_metric"]), _number(row["test_metric"]), row["note"], style=row.get("style"),
         )  # fmt: skip
+    for row in about["failed_baselines"]:
+        table.add_row(row["name"], row["allocation"], "", "", "", "", f"failed: {row['reason']}", style="red")
     unpruned = result["unpruned"]
     table.add_section()
     table.add_row(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from contextlib import suppress
 from types import FrameType
 from typing import Any, Self
 
@@ -13,7 +14,7 @@ from blend.runs import Run
 
 
 class Interruption:
-    """Notices a wish to stop, lets the generation in progress be finished and saved, and stops at once the second time.
+    """Notices a wish to stop, lets what is in progress be finished and saved, and stops at once the second time.
 
     Args:
         run: The run; a ``stop`` file in its folder counts as well.
@@ -37,7 +38,7 @@ class Interruption:
             signal.signal(number, handler)
 
     def requested(self) -> bool:
-        """Whether to stop at the next generation boundary."""
+        """Whether to stop at the next boundary: of a generation, of a handful of baselines, of a test result."""
         return self._signalled or self.run.stop_requested()
 
     def check(self) -> None:
@@ -47,7 +48,8 @@ class Interruption:
 
     def at_once(self) -> Interrupted:
         """The error for a stop in the middle of a generation."""
-        self.run.commit({"status": "interrupted"})
+        with suppress(BlendError):  # where nothing can be written any more, a dead process says it, too
+            self.run.commit({"status": "interrupted"})
         return self._interrupted("saved up to the last whole generation")
 
     def status_after(self, error: BlendError) -> str:
@@ -61,7 +63,7 @@ class Interruption:
         if self._signalled:
             raise KeyboardInterrupt
         self._signalled = True
-        say("stopping after the generation in progress; once more to stop at once")
+        say("stopping when what is in progress is saved; once more to stop at once")
 
 
 def resume_command(run: Run) -> str:

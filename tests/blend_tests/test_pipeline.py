@@ -12,13 +12,15 @@ import pytest
 
 from blend.blended import BlendedCriterion
 from blend.config import search_config
-from blend.errors import InputError
+from blend.errors import BlendError, InputError
 from blend.pipeline import resume, start
-from blend.report import summary
+from blend.report import print_result, summary
 from blend.runs import EXPORT, FIGURE, SCORES, Run
+from search import WORST_FITNESS
 
 TASK = f"{Path(__file__).parent / 'task_file.py'}:small"
 CRITERIA = ("l1", "fpgm", "bn_scale", "taylor_fo", "apoz")
+FEW = {"evaluations": 16, "workers": 2, "batch_size": 160, "random_search": False}  # a candidate is a single batch
 BLEND = (sys.executable, "-m", "blend")
 
 
@@ -176,12 +178,166 @@ def test_uniform_allocation_takes_the_same_share_of_every_group(tmp_path):
     assert run.status == "finished"
 
 
-def launch(folder, workers, task=TASK):
+class TestWhatGoesWrongWithCandidates:
+    """The loss looks at the outputs to find out which candidate it is, and misbehaves for a part of them."""
+
+    SICK = """
+
+def sick(marks: str, fault: str):
+    import os, signal
+    from pathlib import Path
+    task, driver = small(), os.getpid()
+    whole = nn.functional.cross_entropy(task.model(task.heldout[0]), task.heldout[1]).item()
+
+    def loss(outputs, targets):
+        value = nn.functional.cross_entropy(outputs, targets)
+        key = int(value.item() * 1e6)
+        if os.getpid() == driver or abs(value.item() - whole) < 1e-4 or key % 11:
+            return value
+        mark = Path(marks) / f"{key}-{fault}"
+        once = fault.endswith("once")
+        if once and mark.exists():
+            return value
+        with mark.open("a") as file:
+            file.write("x")
+        if fault.startswith("kill"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault.startswith("raise"):
+            raise MemoryError("cannot allocate")
+        return value * float("nan")
+
+    task.loss = loss
+    return task
+"""
+
+    @pytest.fixture
+    def sick(self, tmp_path):
+        source = Path(TASK.partition(":")[0]).read_text()
+        (tmp_path / "sick.py").write_text(source + self.SICK)
+        (tmp_path / "marks").mkdir()
+
+        def sick(fault, **changes):
+            options = {"marks": str(tmp_path / "marks"), "fault": fault}
+            task = f"{tmp_path / 'sick.py'}:sick"
+            return config(task=task, options=options, **{**FEW, **changes})
+
+        return sick
+
+    @pytest.mark.parametrize("fault", ["kill-once", "raise-once"])
+    def test_an_accident_leaves_no_trace(self, sick, tmp_path, fault):
+        whole = start(config(**{**FEW, "workers": 1}), tmp_path / "whole")
+        run = start(sick(fault), tmp_path / "run")
+        assert list((tmp_path / "marks").iterdir())
+        assert history(run) == history(whole)
+        assert run.get("result") == whole.get("result")
+
+    @pytest.mark.parametrize("fault", ["kill", "nan"])
+    def test_what_persists_is_recorded_with_its_reason_and_the_run_goes_on(self, sick, tmp_path, fault):
+        run = start(sick(fault), tmp_path / "run")
+        failed = [e for e in run.evaluations() if e.error is not None]
+        reason = {"kill": "the worker died, exit code SIGKILL", "nan": "fitness must be finite, got nan"}[fault]
+        assert failed
+        assert all(reason in e.error and e.fitness == WORST_FITNESS for e in failed)
+        about = summary(run)
+        assert about["status"] == "finished"
+        lost = {(b["name"], b["allocation"]) for b in about["failed_baselines"]}
+        assert lost
+        assert not lost & {(b["name"], b["allocation"]) for b in about["baselines"]}
+        assert all(reason in b["reason"] for b in about["failed_baselines"])
+        assert all(b["fitness"] > WORST_FITNESS for b in about["baselines"])
+        print_result(run)
+
+    def test_when_all_baselines_fail_the_run_fails(self, sick, tmp_path):
+        script = tmp_path / "sick.py"
+        script.write_text(script.read_text().replace("or key % 11", ""))
+        with pytest.raises(BlendError, match=r"none of the \d+ baselines could be judged; the first: fitness must be"):
+            start(sick("nan"), tmp_path / "run")
+        run = Run(tmp_path / "run")
+        assert (run.status, "none of the" in run.get("error")) == ("failed", True)
+
+
+class TestWhereItWasStarted:
+    def test_relative_options_count_from_there_also_on_resume(self, undisturbed, tmp_path, monkeypatch):
+        (tmp_path / "home").mkdir()
+        (tmp_path / "home" / "steps.txt").write_text("30")
+        task = tmp_path / "task.py"
+        more = "\n\ndef from_file(steps: str):\n    return small(steps=int(open(steps).read()))\n"
+        task.write_text(Path(TASK.partition(":")[0]).read_text() + more)
+        arguments = ["-o", "steps=steps.txt"]
+        process = launch(Path("runs"), 1, f"{task}:from_file", *arguments, cwd=tmp_path / "home")
+        wait_for_generation(tmp_path / "home/runs/cut", process)
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=60)
+        monkeypatch.chdir(tmp_path)
+        run = Run(Path("home/runs/cut"))
+        assert resume(run).status == "finished"
+        assert Path.cwd() == tmp_path
+        assert history(run) == history(undisturbed)
+        assert run.artefacts()[0] == Path("home/runs/cut") / EXPORT
+
+    def test_which_must_be_there(self, tmp_path):
+        run = Run.create(tmp_path / "run", config(directory=str(tmp_path / "gone")))
+        with pytest.raises(InputError, match=r"run 'run' cannot go on: '.*gone', where it was started, is gone"):
+            resume(run)
+
+
+class TestFirstInterrupt:
+    SLOW = """
+
+def slow(marks: str, split: int):
+    import os, time
+    task = small()
+
+    def metric(outputs, targets):
+        if len(targets) == 30:
+            open(os.path.join(marks, "begun"), "a").close()
+            time.sleep(0.5)
+        return (outputs.argmax(1) == targets).float()
+
+    splits = [(task.calibration[0], task.calibration[1]), task.heldout, task.test]
+    splits[split] = tuple(part[:30] for part in splits[split])
+    task.calibration, task.heldout, task.test = splits
+    task.metric = metric
+    return task
+"""
+
+    @pytest.mark.parametrize("split", [1, 2])
+    def test_stops_in_the_baselines_and_in_the_test_pass(self, tmp_path, split):
+        task = tmp_path / "slow.py"
+        task.write_text(Path(TASK.partition(":")[0]).read_text() + self.SLOW)
+        arguments = ["-o", f"marks={tmp_path}", "-o", f"split={split}", "--no-random-search"]
+        process = launch(tmp_path, 1, f"{task}:slow", *arguments)
+        deadline = time.monotonic() + 60
+        cut = tmp_path / "cut"
+        while not ((tmp_path / "begun").exists() and cut.exists() and (cut / "work" / "judge.pickle").exists()):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+            if not cut.exists():
+                (tmp_path / "begun").unlink(missing_ok=True)  # it was the check of the task
+        if split == 2:
+            while Run(cut).counts()["evaluations"] < 48:
+                (tmp_path / "begun").unlink(missing_ok=True)
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            while not (tmp_path / "begun").exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        began = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert time.monotonic() - began < 6  # of about 20 networks, half a second each
+        assert "blend resume" in stderr.splitlines()[-1]
+        assert Run(cut).status == "interrupted"
+        assert (len(Run(cut).evaluations()) < 18) is (split == 1)
+
+
+def launch(folder, workers, task=TASK, *more, cwd=None):
     """Starts a search as a user does, in a process group of its own."""
     arguments = ["search", task, "--evaluations", "48", "--population", "8", "--workers", str(workers)]
-    arguments += ["--criteria", ",".join(CRITERIA), "--runs-dir", str(folder), "--name", "cut"]
+    arguments += ["--criteria", ",".join(CRITERIA), "--runs-dir", str(folder), "--name", "cut", *more]
     return subprocess.Popen(
-        [*BLEND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*BLEND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=cwd
     )
 
 
