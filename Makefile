@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := setup.cfg pyproject.toml constraints.txt
 
-.PHONY: demo test lint slow bench docs clean
+.PHONY: demo test lint slow soak bench docs clean
 .DELETE_ON_ERROR:
 
 demo: .venv/runtime
@@ -19,6 +19,10 @@ lint: .venv/dev
 
 slow: .venv/dev
 	$(BIN)/pytest -m slow
+
+# Kills searches at 300 random moments and compares what they leave with an undisturbed run; prints the counts.
+soak: .venv/dev
+	$(BIN)/python -m tests.soak --kills 300
 
 bench: .venv/dev
 	$(BIN)/python -m tests.benchmarks
