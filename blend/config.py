@@ -41,7 +41,8 @@ class SearchConfig(BaseModel):
     random_search: bool = True
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
     workers: Annotated[int, Field(ge=1)] = 1
-    executor: Literal["local"] = "local"
+    executor: Literal["local", "dask"] = "local"
+    address: str | None = None
     timeout: Annotated[float, Field(gt=0.0)] | None = None
     directory: str = Field(default_factory=lambda: str(Path.cwd()))
     recalibration_images: Annotated[int, Field(ge=0)] = 256

@@ -4,6 +4,7 @@ import json
 import shutil
 import sqlite3
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -52,13 +53,9 @@ def refused(capsys, *arguments):
 
 
 def fill(disk):
-    with (disk / "ballast").open("wb") as file:
-        try:
-            while True:
-                file.write(bytes(512))
-                file.flush()
-        except OSError:
-            pass
+    with (disk / "ballast").open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(512))
 
 
 class TestFullDisk:
@@ -152,8 +149,8 @@ class TestDamage:
             connection.execute(damage)
         assert command(["doctor", str(copy), "--json"]) == 3
         report = json.loads(capsys.readouterr().out)
-        [failed] = [finding for finding in report["findings"] if finding["outcome"] == "fail"]
-        assert complaint in failed["reason"]
+        failed = [finding["reason"] for finding in report["findings"] if finding["outcome"] == "fail"]
+        assert any(complaint in reason for reason in failed)
         assert "do not resume" in report["findings"][-1]["reason"]
 
     def test_a_config_that_cannot_be_read(self, copy, capsys):
