@@ -3,6 +3,7 @@
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -36,13 +37,13 @@ class DaskExecutor:
     def __init__(self, address: str, retries: int = 3) -> None:
         """Connect."""
         try:
-            import distributed
+            distributed: Any = import_module("distributed")
         except ImportError as error:
             raise SearchError("executor dask needs the package distributed: pip install distributed") from error
         self.retries = retries
         self._distributed = distributed
         try:
-            self._client = distributed.Client(address, timeout=10, set_as_default=False)
+            self._client: Any = distributed.Client(address, timeout=10, set_as_default=False)
         except (OSError, ValueError) as error:
             reason = str(error).partition("\n")[0]
             raise SearchValueError(f"address must be that of a dask scheduler, got {address!r}: {reason}") from error
@@ -54,7 +55,8 @@ class DaskExecutor:
         running = {self._submit(function, item): index for index, item in enumerate(items)}
         try:
             while running:
-                done = self._distributed.wait(list(running), return_when="FIRST_COMPLETED").done
+                with self._client.as_current():
+                    done = self._distributed.wait(list(running), return_when="FIRST_COMPLETED").done
                 for future in done:
                     index = running.pop(future)
                     outcome, attempts = self._outcome(future)
