@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from blend.errors import InputError, nearest
 
@@ -42,7 +42,7 @@ class SearchConfig(BaseModel):
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
     workers: Annotated[int, Field(ge=1)] = 1
     executor: Literal["local", "dask"] = "local"
-    address: str | None = None
+    address: Annotated[str | None, Field(validate_default=True)] = None
     timeout: Annotated[float, Field(gt=0.0)] | None = None
     directory: str = Field(default_factory=lambda: str(Path.cwd()))
     recalibration_images: Annotated[int, Field(ge=0)] = 256
@@ -60,6 +60,13 @@ class SearchConfig(BaseModel):
     def _findable_from_anywhere(cls, value: str) -> str:
         place, colon, function = value.rpartition(":")
         return f"{Path(place).expanduser().resolve()}:{function}" if colon and place.endswith(".py") else value
+
+    @field_validator("address")
+    @classmethod
+    def _given_where_needed(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and info.data.get("executor") == "dask":
+            raise ValueError("must be given with executor dask, like tcp://host:8786")
+        return value
 
     @field_validator("clusters", mode="before")
     @classmethod

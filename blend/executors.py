@@ -24,12 +24,10 @@ def open_executor(config: SearchConfig, workers: int, timeout: float | None) -> 
     Raises:
         InputError: If they cannot be reached.
     """
-    if config.executor == "local":
+    if config.executor == "local" or config.address is None:
         return LocalExecutor(workers, timeout=timeout)
     from search.dask_executor import DaskExecutor
 
-    if config.address is None:
-        raise InputError("executor dask needs the scheduler's address: --address tcp://host:8786")
     try:
         return DaskExecutor(config.address)
     except SearchError as error:

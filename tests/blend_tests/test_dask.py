@@ -80,7 +80,7 @@ def test_workers_die_and_join_and_the_result_is_that_of_a_local_run(scheduler, w
 
 
 def test_an_address_is_needed_and_must_answer(tmp_path):
-    with pytest.raises(InputError, match="executor dask needs the scheduler's address: --address"):
+    with pytest.raises(InputError, match="address must be given with executor dask, like tcp://"):
         start(config(executor="dask"), tmp_path / "one")
     with pytest.raises(InputError, match=r"address must be that of a dask scheduler, got 'tcp://127\.0\.0\.1:1'"):
         start(config(executor="dask", address="tcp://127.0.0.1:1"), tmp_path / "two")
