@@ -111,7 +111,12 @@ def search(
     option: Options = [],  # noqa: B006
     seed: Seed = "0",
     workers: Annotated[str | None, typer.Option(metavar="N", help="Worker processes; one per core by default.")] = None,
-    executor: Annotated[str, typer.Option(help="Where evaluations run: local.")] = "local",
+    executor: Annotated[
+        str, typer.Option(help="Where evaluations run: local, or dask (workers may join and leave; needs --address).")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(metavar="URL", help="Of a running dask scheduler, like tcp://host:8786.")
+    ] = None,
     timeout: Timeout = None,
     runs_dir: RunsDir = RUNS,
     name: Annotated[str | None, typer.Option(help="Name of the run; made of task, reduction and seed.")] = None,
@@ -138,7 +143,7 @@ def search(
         random_search=random_search,
         recalibration_images=recalibration_images, batch_size=batch_size, floor=floor, ignore=tuple(ignore), seed=seed,
         workers=cpu_count(only_physical_cores=True) if workers is None else workers, executor=executor,
-        timeout=timeout,
+        address=address, timeout=timeout,
     )  # fmt: skip
     folder = run_folder(runs_dir, _free_name(runs_dir, config) if name is None else name)
 

@@ -123,8 +123,9 @@ def compare(
         save_comparison(report, figure)
 
 
-@commands.command(epilog="Example:  blend doctor --all")
+@commands.command(epilog="Example:  blend doctor --all    Example:  blend doctor runs/first")
 def doctor(
+    run: Annotated[str | None, typer.Argument(metavar="RUN", help="Look at this run instead: name or folder.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Also try the built-in criteria.")] = False,
     runs_dir: RunsDir = RUNS,
     as_json: Json = False,
@@ -132,11 +133,18 @@ def doctor(
     """Check this machine and every criterion that other packages register.
 
     Python, torch and the other packages, folders and database, worker processes; then each criterion on small networks:
-    one finite score per channel, nothing left behind, and what it claims. Exit code 3 when something failed.
+    one finite score per channel, nothing left behind, and what it claims.
+
+    With RUN: whether that run's database is whole, its history without a gap and its export the one that belongs to it,
+    who works on it, what killed processes left, and what to do. Nothing is changed.
+
+    Exit code 3 when something failed.
     """
     from blend.doctor import examine, failed, findings_table, verdict
+    from blend.run_doctor import examine_run
+    from blend.runs import find_run
 
-    findings = list(examine(runs_dir, everything))
+    findings = list(examine(runs_dir, everything) if run is None else examine_run(find_run(runs_dir, run)))
     if as_json:
         print_json({"passed": not failed(findings), "findings": [vars(finding) for finding in findings]})
     else:

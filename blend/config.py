@@ -53,7 +53,8 @@ class SearchConfig(BaseModel):
     random_search: bool = True
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
     workers: Annotated[int, Field(ge=1)] = 1
-    executor: Literal["local"] = "local"
+    executor: Literal["local", "dask"] = "local"
+    address: Annotated[str | None, Field(validate_default=True)] = None
     timeout: Annotated[float, Field(gt=0.0)] | None = None
     directory: str = Field(default_factory=lambda: str(Path.cwd()))
     recalibration_images: Annotated[int, Field(ge=0)] = 256
@@ -87,6 +88,13 @@ class SearchConfig(BaseModel):
     @classmethod
     def _named(cls, value: Any) -> Any:
         return None if value is None else str(Target.parse(value))
+
+    @field_validator("address")
+    @classmethod
+    def _given_where_needed(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and info.data.get("executor") == "dask":
+            raise ValueError("must be given with executor dask, like tcp://host:8786")
+        return value
 
     @field_validator("clusters", mode="before")
     @classmethod

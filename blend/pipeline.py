@@ -15,6 +15,7 @@ from blend.contenders import Examples, best_of, contenders, finite, tested
 from blend.errors import BlendError, InputError
 from blend.evaluation import HeldoutEvaluation, Settings, TestEvaluation, Workspace, pack
 from blend.evidence import verdict
+from blend.executors import ShippedWorkspace, open_executor
 from blend.export import blended_criterion
 from blend.objective import BlendObjective
 from blend.phase import CONTROL, Phase
@@ -25,7 +26,7 @@ from blend.runs import EXPORT, FIGURE, SCORES, WORK, Run, check_free
 from blend.signals import Interruption
 from search.archive import Archive
 from search.errors import SearchError
-from search.executor import Executor, Failure, LocalExecutor
+from search.executor import Executor, Failure
 from search.loop import evaluate_all
 from search.strategies import STRATEGIES
 from search.strategy import Strategy
@@ -89,7 +90,8 @@ class _Execution:
         self.archive = Archive(run.evaluations())
         self.started = time.monotonic() - float(run.get("seconds", 0.0))
         scratch = str((run.folder / WORK).resolve())
-        self.workspace = Workspace(scratch, self.config.task, token=f"{os.getpid()}-{time.time_ns()}")
+        kind = Workspace if self.config.executor == "local" else ShippedWorkspace
+        self.workspace = kind(scratch, self.config.task, token=f"{os.getpid()}-{time.time_ns()}")
         self.objective = BlendObjective(
             problem.encoding, problem.blender, problem.graph, problem.cost, problem.floor, self.config.reduction,
             HeldoutEvaluation(self.workspace),
@@ -101,7 +103,8 @@ class _Execution:
             self.config.cost, self.config.fitness, self.config.recalibration_images, self.config.batch_size
         )
         self.workspace.write(self.problem.task, self.problem.graph, self.problem.splits, settings)
-        with Interruption(self.run) as interruption, LocalExecutor(self.workers, timeout=self.timeout) as executor:
+        executor = open_executor(self.config, self.workers, self.timeout)
+        with Interruption(self.run) as interruption, executor:
             try:
                 self._baselines(executor, interruption)
                 self._search("search", executor, interruption)

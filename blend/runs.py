@@ -13,37 +13,21 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from blend.config import SearchConfig
-from blend.errors import BlendError, InputError, nearest
+from blend.database import SCHEMA, Database
+from blend.errors import BlendError, InputError, described, nearest
 from blend.progress import say
 from search.archive import Evaluation
 
-SCHEMA = 1
 PATIENCE = 10  # times that a lock is tried
 CONFIG, DATABASE, LOCK, STOP, WORK = "config.json", "run.db", "run.lock", "stop", "work"
 SCORES, EXPORT, FIGURE = "scores.npz", "criterion.blend.json", "result.png"
-
-_TABLES = """
-CREATE TABLE documents (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE evaluations (
-    number INTEGER PRIMARY KEY,
-    phase TEXT NOT NULL,
-    generation INTEGER NOT NULL,
-    genome TEXT,
-    phenotype BLOB NOT NULL,
-    fitness REAL NOT NULL,
-    details TEXT NOT NULL,
-    seconds REAL NOT NULL,
-    cached INTEGER NOT NULL,
-    error TEXT
-);
-"""
 
 
 class Run:
@@ -60,14 +44,13 @@ class Run:
         if not (folder / CONFIG).is_file() or not (folder / DATABASE).is_file():
             raise InputError(f"'{folder}' is not a run folder: it has no {CONFIG} and {DATABASE}")
         self.folder = folder
-        self._connection = sqlite3.connect(folder / DATABASE, timeout=30.0, isolation_level=None)
-        try:
-            self._connection.execute("PRAGMA synchronous=FULL")
-            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        except sqlite3.DatabaseError as error:
-            raise InputError(f"the {DATABASE} of run '{self.name}' cannot be read: {error}") from error
-        if version != SCHEMA:
-            raise InputError(f"run '{self.name}' has schema version {version}, this software reads version {SCHEMA}")
+        with self._reading():
+            self.database = Database(folder / DATABASE)
+        if self.database.version != SCHEMA:
+            raise InputError(
+                f"run '{self.name}' has schema version {self.database.version}, this software reads version {SCHEMA}: "
+                f"use the version of this software that made it"
+            )
 
     @classmethod
     def create(cls, folder: Path, config: SearchConfig) -> Run:
@@ -81,16 +64,13 @@ class Run:
         try:
             draft.mkdir(parents=True)
             (draft / CONFIG).write_text(config.model_dump_json(indent=2) + "\n")
-            connection = sqlite3.connect(draft / DATABASE, isolation_level=None)
-            # Many readers beside one writer; where shared memory is missing (network file systems) SQLite keeps to
-            # the rollback journal by itself.
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.executescript(f"{_TABLES} PRAGMA user_version={SCHEMA};")
-            connection.close()
+            mode = Database.create(draft / DATABASE)
             draft.rename(folder)
         except (OSError, sqlite3.Error) as error:
             shutil.rmtree(draft, ignore_errors=True)
             raise InputError(f"runs-dir must be a folder that can be written to: {error}") from error
+        if mode != "wal":
+            say(f"note: '{folder}' has no shared memory (a network?): journal mode {mode} is used, which is slower")
         return cls(folder)
 
     @property
@@ -108,36 +88,33 @@ class Run:
 
     def get(self, key: str, default: Any = None) -> Any:
         """A stored document, or the default."""
-        row = self._connection.execute("SELECT value FROM documents WHERE key = ?", (key,)).fetchone()
-        return default if row is None else json.loads(row[0])
+        with self._reading():
+            rows = self.database.query("SELECT value FROM documents WHERE key = ?", (key,))
+        return json.loads(rows[0][0]) if rows else default
 
     def commit(self, documents: dict[str, Any], evaluations: Iterable[Evaluation] = ()) -> None:
-        """Writes documents and evaluations in one transaction: all of it is on disk afterwards, or nothing."""
-        rows = [_row(evaluation) for evaluation in evaluations]
-        texts = [(key, json.dumps(value)) for key, value in documents.items()]
+        """Writes documents and evaluations in one transaction: all of it is on disk afterwards, or nothing.
+
+        Raises:
+            BlendError: If the disk is full, the folder is gone or cannot be written to; what is there stays as it is.
+        """
         try:
-            self._connection.execute("BEGIN IMMEDIATE")
-            self._connection.executemany("REPLACE INTO documents VALUES (?, ?)", texts)
-            self._connection.executemany("INSERT INTO evaluations VALUES (?,?,?,?,?,?,?,?,?,?)", rows)
-            self._connection.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise BlendError(f"run '{self.name}' cannot be written: {error}") from error
-        finally:
-            if self._connection.in_transaction:  # also when a second Ctrl-C came in between
-                self._connection.execute("ROLLBACK")
+            if not (self.folder / DATABASE).exists():
+                raise FileNotFoundError(f"'{self.folder / DATABASE}' is gone")
+            self.database.write(documents, evaluations)
+        except (OSError, sqlite3.Error) as error:
+            raise BlendError(f"run '{self.name}' cannot be written: {error}; {self._what_now()}") from error
 
     def evaluations(self) -> list[Evaluation]:
         """The whole history, in order."""
-        rows = self._connection.execute("SELECT * FROM evaluations ORDER BY number").fetchall()
-        return [_evaluation(row) for row in rows]
+        with self._reading():
+            return self.database.evaluations()
 
     def best(self, phase: str) -> Evaluation | None:
         """The fittest evaluation of a phase; the first among equals."""
-        row = self._connection.execute(
-            "SELECT * FROM evaluations WHERE phase = ? AND error IS NULL ORDER BY fitness DESC, number LIMIT 1",
-            (phase,),
-        ).fetchone()
-        return None if row is None else _evaluation(row)
+        condition = "WHERE phase = ? AND error IS NULL ORDER BY fitness DESC, number LIMIT 1"
+        with self._reading():
+            return next(iter(self.database.evaluations(condition, (phase,))), None)
 
     def artefacts(self) -> list[Path]:
         """Files that the run has left for its user."""
@@ -145,10 +122,12 @@ class Run:
 
     def counts(self) -> dict[str, int]:
         """Number of evaluations, of those really computed, and of generations, of the search itself."""
-        everything, computed, generations = self._connection.execute(
+        question = (
             "SELECT count(*), count(*) - coalesce(sum(cached), 0), coalesce(max(generation) + 1, 0) "
             "FROM evaluations WHERE phase = 'search'"
-        ).fetchone()
+        )
+        with self._reading():
+            [(everything, computed, generations)] = self.database.query(question)
         return {"evaluations": everything, "unique_evaluations": computed, "generations_done": generations}
 
     @property
@@ -186,19 +165,42 @@ class Run:
         Raises:
             InputError: If another process holds it.
         """
-        with (self.folder / LOCK).open("a+") as file:
+        try:
+            file = (self.folder / LOCK).open("a+")
+        except OSError as error:
+            raise InputError(f"the folder of run '{self.name}' must be one that can be written to: {error}") from error
+        with file:
             if not _locked(file):
-                file.seek(0)
-                raise InputError(f"run '{self.name}' is running (process {file.read().strip() or '?'})")
-            (self.folder / STOP).unlink(missing_ok=True)  # it was meant for a process that is gone
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+                raise InputError(f"run '{self.name}' is running (process {self.writer() or '?'})")
             try:
+                (self.folder / STOP).unlink(missing_ok=True)  # it was meant for a process that is gone
+                file.truncate(0)
+                file.write(str(os.getpid()))
+                file.flush()
                 yield
+            except OSError as error:
+                raise BlendError(f"run '{self.name}' cannot go on: {described(error)}; {self._what_now()}") from error
             finally:
-                (self.folder / STOP).unlink(missing_ok=True)
+                with suppress(OSError):
+                    (self.folder / STOP).unlink(missing_ok=True)
                 shutil.rmtree(self.folder / WORK, ignore_errors=True)
+
+    def writer(self) -> int | None:
+        """The process that writes the folder, or the last one that did."""
+        text = (self.folder / LOCK).read_text().strip() if (self.folder / LOCK).exists() else ""
+        return int(text) if text.isdigit() else None
+
+    def _what_now(self) -> str:
+        return f"nothing that was saved is lost; when that is mended, go on with: blend resume {self.folder}"
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise InputError(
+                f"the {DATABASE} of run '{self.name}' cannot be read: {error}; blend doctor {self.folder} looks closer"
+            ) from error
 
     def request_stop(self) -> None:
         """Asks the process that writes the run to stop after the generation it is in."""
@@ -210,7 +212,7 @@ class Run:
 
     def close(self) -> None:
         """Closes the database."""
-        self._connection.close()
+        self.database.close()
 
     def _lock_file(self) -> Any:
         return (self.folder / LOCK).open()
@@ -251,9 +253,18 @@ def open_run(runs_dir: Path, name: str) -> Run:
     Raises:
         InputError: If there is no such run, with the nearest names.
     """
+    return Run(find_run(runs_dir, name))
+
+
+def find_run(runs_dir: Path, name: str) -> Path:
+    """The folder of a run, whole or not.
+
+    Raises:
+        InputError: If there is no such run, with the nearest names.
+    """
     for folder in (runs_dir / name, Path(name)):
         if (folder / CONFIG).is_file():
-            return Run(folder)
+            return folder
     known = [run.name for run in all_runs(runs_dir)]
     raise InputError(f"no run '{name}' in '{runs_dir}'{nearest(name, known)}")
 
@@ -280,25 +291,3 @@ def _locked(file: Any) -> bool:
         else:
             return True
     return False
-
-
-def _row(e: Evaluation) -> tuple[Any, ...]:
-    genome = None if e.genome is None else json.dumps(list(e.genome))
-    details = json.dumps(e.details)
-    return (e.number, e.phase, e.generation, genome, e.phenotype, e.fitness, details, e.seconds, e.cached, e.error)
-
-
-def _evaluation(row: tuple[Any, ...]) -> Evaluation:
-    number, phase, generation, genome, phenotype, fitness, details, seconds, cached, error = row
-    return Evaluation(
-        number=number,
-        phase=phase,
-        generation=generation,
-        genome=None if genome is None else tuple(json.loads(genome)),
-        phenotype=phenotype,
-        fitness=fitness,
-        details=json.loads(details),
-        seconds=seconds,
-        cached=bool(cached),
-        error=error,
-    )

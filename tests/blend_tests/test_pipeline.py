@@ -186,7 +186,7 @@ def test_uniform_allocation_takes_the_same_share_of_every_group(tmp_path):
 @pytest.fixture
 def in_process(monkeypatch):
     """Evaluates without worker processes, which take seconds to start."""
-    monkeypatch.setattr("blend.pipeline.LocalExecutor", lambda workers, timeout=None: nullcontext(Inline()))
+    monkeypatch.setattr("blend.pipeline.open_executor", lambda *_: nullcontext(Inline()))
 
 
 VARIETIES = [

@@ -1,0 +1,56 @@
+"""Which executor a run uses, and how its workers get the network and the data."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blend.config import SearchConfig
+from blend.errors import InputError
+from blend.evaluation import Workspace
+from search.errors import SearchError
+from search.executor import Executor, LocalExecutor
+
+_unpacked: dict[str, str] = {}
+
+
+def open_executor(config: SearchConfig, workers: int, timeout: float | None) -> Executor:
+    """Starts or connects to the workers.
+
+    Raises:
+        InputError: If they cannot be reached.
+    """
+    if config.executor == "local" or config.address is None:
+        return LocalExecutor(workers, timeout=timeout)
+    from search.dask_executor import DaskExecutor
+
+    try:
+        return DaskExecutor(config.address)
+    except SearchError as error:
+        raise InputError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class ShippedWorkspace(Workspace):
+    """A workspace for workers on other machines: pickled, it is its files; unpickled, a local workspace with them.
+
+    The task's file or module must be importable there under the same name.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        files = {path.name: path.read_bytes() for path in sorted(Path(self.folder).iterdir())}
+        return _unpack, (self.task, self.token, files)
+
+
+def _unpack(task: str, token: str, files: dict[str, bytes]) -> Workspace:
+    if token not in _unpacked:
+        folder = tempfile.mkdtemp(prefix="blend-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        for name, content in files.items():
+            (Path(folder) / name).write_bytes(content)
+        _unpacked[token] = folder
+    return Workspace(_unpacked[token], task, token)
