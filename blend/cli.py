@@ -24,6 +24,7 @@ from blend.cli_options import (
     Json,
     Options,
     Patience,
+    Precision,
     Racing,
     Reduction,
     RunArgument,
@@ -99,6 +100,7 @@ def search(
     target: Target = None,
     patience: Patience = None,
     racing: Racing = True,
+    precision: Precision = "auto",
     random_search: Annotated[
         bool, typer.Option(help="Also spend the same budget on random search, as a control.")
     ] = True,
@@ -140,7 +142,7 @@ def search(
         fitness=fitness, strategy=strategy,
         population=population, **({} if evaluations is None else {"evaluations": evaluations}),
         generations=generations, time=time, target=target, patience=patience, racing=racing,
-        random_search=random_search,
+        precision=precision, random_search=random_search,
         recalibration_images=recalibration_images, batch_size=batch_size, floor=floor, ignore=tuple(ignore), seed=seed,
         workers=cpu_count(only_physical_cores=True) if workers is None else workers, executor=executor,
         address=address, timeout=timeout,

@@ -35,6 +35,13 @@ Racing = Annotated[
         "swap, random). What is compared is always judged on all data."
     ),
 ]
+Precision = Annotated[
+    str,
+    typer.Option(
+        help="What layers compute in during the search: fp32 (the network's own precision), bf16, or auto: bf16 where "
+        "the processor has it and it ranks 24 random candidates as fp32 does. The best are judged again in fp32."
+    ),
+]
 Ignore = Annotated[
     list[str], typer.Option(metavar="PATTERN", help="Layers whose channels must all stay, like 'head.*'; repeatable.")
 ]

@@ -50,6 +50,7 @@ class SearchConfig(BaseModel):
     target: str | None = None
     patience: Annotated[int, Field(ge=1)] | None = None
     racing: bool = True
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     random_search: bool = True
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
     workers: Annotated[int, Field(ge=1)] = 1

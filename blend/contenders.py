@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from blend.errors import BlendError
 from blend.evaluation import pack
+from blend.phase import CONTROL, FINAL
 from blend.problem import Problem
 from search.archive import Archive, Evaluation
 from search.executor import Failure
@@ -24,7 +25,7 @@ def contenders(problem: Problem, archive: Archive) -> tuple[list[Contender], lis
     judged = {e.phenotype: e for e in archive.history("baseline")}
     whole = pack(np.ones(len(problem.graph), dtype=bool))
     found = [_contender("unpruned", "unpruned", "", [judged[whole]])]
-    found += [_contender("blend", "blend", config.allocation, [best_of(archive, "search")])]
+    found += [_contender("blend", "blend", config.allocation, [best_of(archive, FINAL["search"])])]
     failed = []
     for baseline in problem.baselines:
         evaluations = [judged[pack(mask)] for mask in baseline.masks]
@@ -35,7 +36,7 @@ def contenders(problem: Problem, archive: Archive) -> tuple[list[Contender], lis
         else:
             found.append(_contender(**about, evaluations=evaluations, note=baseline.note))
     if config.random_search:
-        found += [_contender("random-search", "random_search", config.allocation, [best_of(archive, "random")])]
+        found += [_contender("random-search", "random_search", config.allocation, [best_of(archive, FINAL[CONTROL])])]
     return found, failed
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from criteria.graph import ChannelGraph, Keep
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 _EXAMPLES = 32  # on which it is tried whether a network can be folded
+_HALF = b"\x01"
 _CHUNK = 16  # examples whose mean counts as one observation when candidates are compared
 
 
@@ -48,9 +50,14 @@ class Settings:
     precision: torch.dtype | None = None
 
 
-def pack(keep: Keep) -> bytes:
-    """A keep mask as bytes, eight channels each: a candidate's phenotype."""
-    return np.packbits(keep).tobytes()
+def pack(keep: Keep, *, half: bool = False) -> bytes:
+    """A candidate's phenotype: its keep mask, eight channels a byte, and a mark if it is judged in half precision."""
+    return np.packbits(keep).tobytes() + (_HALF if half else b"")
+
+
+def in_full_precision(phenotype: bytes, channels: int) -> bytes:
+    """The same candidate, judged in the network's own precision."""
+    return phenotype[: math.ceil(channels / 8)]
 
 
 def unpack(phenotype: bytes, channels: int) -> Keep:
@@ -190,9 +197,9 @@ class Workspace:
         with (folder / "judge.pickle").open("wb") as file:
             cloudpickle.dump((task.model, graph, task.loss, task.metric, settings), file)
 
-    def judge(self) -> Judge:
-        """This process' judge; loaded at the first call."""
-        return _load_judge(self)
+    def judge(self, *, half: bool = False) -> Judge:
+        """This process' judge, for candidates in half precision if asked for; loaded at the first call."""
+        return _load_judge(self, half)
 
     def split(self, name: str) -> Split:
         """A split (``heldout`` or ``test``), memory-mapped."""
@@ -205,15 +212,17 @@ class HeldoutEvaluation:
 
     Attributes:
         workspace: Where the network and the data are.
+        half: Whether layers compute in half precision.
         rival: ``chunks`` of the answer to fall short of which is to be of no interest; nothing, to judge to the end.
     """
 
     workspace: Workspace
+    half: bool = False
     rival: tuple[float, ...] = ()
 
     def __call__(self, phenotype: bytes) -> dict[str, Any]:
         """Judges one candidate on held-out data."""
-        judge = self.workspace.judge()
+        judge = self.workspace.judge(half=self.half)
         return judge.judge(unpack(phenotype, len(judge.graph)), self.workspace.split("heldout"), self.rival)
 
 
@@ -231,11 +240,13 @@ class TestEvaluation:
         return judge.measure(unpack(phenotype, len(judge.graph)), self.workspace.split("test"))[1]
 
 
-@lru_cache(maxsize=1)
-def _load_judge(workspace: Workspace) -> Judge:
+@lru_cache(maxsize=2)
+def _load_judge(workspace: Workspace, half: bool) -> Judge:
     task_function(workspace.task)
     with (Path(workspace.folder) / "judge.pickle").open("rb") as file:
         model, graph, loss, metric, settings = pickle.load(file)
+    if half:
+        settings = replace(settings, precision=torch.bfloat16)
     return Judge(model, graph, loss, metric, _loaded(workspace, "calibration"), settings)
 
 

@@ -36,9 +36,10 @@ class BlendObjective:
     evaluate: HeldoutEvaluation
 
     def phenotype(self, genome: Sequence[float]) -> bytes:
-        """The packed keep mask of a genome. Genomes with the same mask are the same candidate."""
+        """What a genome stands for. Genomes with the same mask are the same candidate."""
         scores = self.blender.scores(self.encoding.decode(genome))
-        return pack(keep_mask(self.graph, scores, self.reduction, self.cost, self.floor))
+        keep = keep_mask(self.graph, scores, self.reduction, self.cost, self.floor)
+        return pack(keep, half=self.evaluate.half)
 
     def against(self, rival: Evaluation) -> HeldoutEvaluation:
         """An evaluation that ends once it is clear that a candidate falls short of one that was judged to the end."""

@@ -20,6 +20,8 @@ from search.loop import search
 from search.strategy import Strategy
 
 CONTROL = "random"
+FINAL = {"search": "search-final", CONTROL: "random-final"}
+"""The phase in which the best of a search are judged in full precision."""
 TITLES = {"search": "search", CONTROL: "random search (control)"}
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from contextlib import chdir, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +15,19 @@ import numpy as np
 from blend.config import SearchConfig
 from blend.contenders import Examples, best_of, contenders, finite, tested
 from blend.errors import BlendError, InputError
-from blend.evaluation import HeldoutEvaluation, Settings, TestEvaluation, Workspace, pack
+from blend.evaluation import HeldoutEvaluation, Settings, TestEvaluation, Workspace, in_full_precision, pack
 from blend.evidence import verdict
 from blend.executors import ShippedWorkspace, open_executor
 from blend.export import blended_criterion
 from blend.objective import BlendObjective
-from blend.phase import CONTROL, Phase
+from blend.phase import CONTROL, FINAL, Phase
 from blend.plots import draw_result
+from blend.precision import AGREEMENT, MASKS, WORTHWHILE, agreement, finalists, is_possible, trial_masks
 from blend.problem import Problem, prepare
 from blend.progress import progress, say
 from blend.runs import EXPORT, FIGURE, SCORES, WORK, Run, check_free
 from blend.signals import Interruption
-from search.archive import Archive
+from search.archive import Archive, Evaluation
 from search.errors import SearchError
 from search.executor import Executor, Failure
 from search.loop import evaluate_all
@@ -92,10 +95,7 @@ class _Execution:
         scratch = str((run.folder / WORK).resolve())
         kind = Workspace if self.config.executor == "local" else ShippedWorkspace
         self.workspace = kind(scratch, self.config.task, token=f"{os.getpid()}-{time.time_ns()}")
-        self.objective = BlendObjective(
-            problem.encoding, problem.blender, problem.graph, problem.cost, problem.floor, self.config.reduction,
-            HeldoutEvaluation(self.workspace),
-        )  # fmt: skip
+        self.evaluate = HeldoutEvaluation(self.workspace)
 
     def go(self) -> None:
         """Every stage in order."""
@@ -107,9 +107,10 @@ class _Execution:
         with Interruption(self.run) as interruption, executor:
             try:
                 self._baselines(executor, interruption)
-                self._search("search", executor, interruption)
-                if self.config.random_search:
-                    self._search(CONTROL, executor, interruption)
+                self._choose_precision(executor, interruption)
+                for phase in ("search", CONTROL) if self.config.random_search else ("search",):
+                    self._search(phase, executor, interruption)
+                    self._final(phase, executor, interruption)
                 self._test(executor, interruption)
             except KeyboardInterrupt:
                 raise interruption.at_once() from None
@@ -128,12 +129,15 @@ class _Execution:
             for first in range(done, len(masks), HANDFUL * self.workers):
                 interruption.check()
                 some = [pack(mask) for mask in masks[first : first + HANDFUL * self.workers]]
-                evaluations = evaluate_all(self.objective.evaluate, self.archive, executor, some, phase="baseline")
-                self.run.commit(self._clock(), evaluations)
-                for evaluation in evaluations:
-                    self.archive.add(evaluation)
+                evaluations = evaluate_all(self.evaluate, self.archive, executor, some, phase="baseline")
+                self._keep(evaluations)
                 bar.advance(len(some))
         self._check_baselines()
+
+    def _keep(self, evaluations: Sequence[Evaluation]) -> None:
+        self.run.commit(self._clock(), evaluations)
+        for evaluation in evaluations:
+            self.archive.add(evaluation)
 
     def _check_baselines(self) -> None:
         """Goes on without those that failed, unless it is the unpruned network or all of them."""
@@ -150,8 +154,51 @@ class _Execution:
             return
         strategy = self._strategy(phase)
         searching = Phase(phase, self.run, self.archive, strategy, interruption.requested, self._clock)
-        if searching.go(self.objective, executor) == "stopped":
+        if searching.go(self._objective(), executor) == "stopped":
             interruption.check()
+
+    def _objective(self) -> BlendObjective:
+        problem = self.problem
+        return BlendObjective(
+            problem.encoding, problem.blender, problem.graph, problem.cost, problem.floor, self.config.reduction,
+            replace(self.evaluate, half=self.run.get("precision") == "bf16"),
+        )  # fmt: skip
+
+    def _choose_precision(self, executor: Executor, interruption: Interruption) -> None:
+        """Settles once for the whole run what the layers of its candidates compute in."""
+        if self.run.get("precision") is not None:
+            return
+        chosen: dict[str, Any] = {"precision": self.config.precision}
+        if self.config.precision == "auto":
+            worthwhile = self.config.evaluations >= WORTHWHILE and is_possible(self.problem.task.model)
+            chosen = self._compared_precision(executor, interruption) if worthwhile else {"precision": "fp32"}
+        self.run.commit({**chosen, **self._clock()})
+
+    def _compared_precision(self, executor: Executor, interruption: Interruption) -> dict[str, Any]:
+        masks = trial_masks(self.problem)
+        answers: list[list[Any]] = []
+        with progress("comparing fp32 and bf16", 2 * len(masks)) as bar:
+            for half in (False, True):
+                side: list[Any] = [None] * len(masks)
+                for index, answer in executor.run(replace(self.evaluate, half=half), masks):
+                    side[index] = answer
+                    bar.advance(1)
+                    interruption.check()
+                answers.append(side)
+        correlation = agreement(*answers)
+        chosen = "bf16" if correlation >= AGREEMENT else "fp32"
+        say(f"note: the search computes in {chosen}: bf16 ranks {MASKS} random masks like fp32 to {correlation:.4f}")
+        return {"precision": chosen, "precision-agreement": correlation}
+
+    def _final(self, phase: str, executor: Executor, interruption: Interruption) -> None:
+        """Judges the best of a search in full precision: only that is compared. What is known is not judged again."""
+        if self.archive.history(FINAL[phase]):
+            return
+        interruption.check()
+        best = finalists(self.archive.history(phase))
+        exact = [in_full_precision(e.phenotype, len(self.problem.graph)) for e in best]
+        genomes = [e.genome for e in best]
+        self._keep(evaluate_all(self.evaluate, self.archive, executor, exact, phase=FINAL[phase], genomes=genomes))
 
     def _clock(self) -> dict[str, Any]:
         """Seconds that the run has taken up to now, those of earlier processes included."""
@@ -205,7 +252,7 @@ class _Execution:
 
     def _export(self) -> None:
         """Writes the blended criterion and the figure, and closes the run."""
-        criterion = blended_criterion(self.problem, best_of(self.archive, "search"), self.run.get("result"))
+        criterion = blended_criterion(self.problem, best_of(self.archive, FINAL["search"]), self.run.get("result"))
         criterion.save(self.run.folder / EXPORT)
         draw_result(self.run, self.run.folder / FIGURE)
         self.run.commit({"status": "finished"})

@@ -10,13 +10,14 @@ from rich.table import Table
 
 from blend.course import course, course_in_words
 from blend.limits import ending
+from blend.phase import FINAL
 from blend.runs import Run
 
 
 def summary(run: Run) -> dict[str, Any]:
     """Everything about a run that a program may want to know; the keys are a promise."""
     config, counts, result = run.config, run.counts(), run.get("result")
-    best = run.best("search")
+    best = run.best(FINAL["search"]) or run.best("search")
     ended = run.get("search-ended")
     generations = 0 if ended else config.generations or math.ceil(config.evaluations / config.population)
     return {

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from blend.environment import Finding, Inapplicable, attempt
+from blend.phase import FINAL
 from blend.runs import EXPORT, STOP, WORK, Run
 
 
@@ -77,7 +78,7 @@ def _consistent(run: Run) -> str:
     for key, wanted in {"seed": config.seed, "reduction": config.reduction, "metrics": run.get("result")}.items():
         if export[key] != wanted:
             raise RuntimeError(f"{EXPORT} has another {key} than the database")
-    best = run.best("search")
+    best = run.best(FINAL["search"])
     if best is None or best.fitness != export["metrics"]["best"]["fitness"]:
         raise RuntimeError(f"{EXPORT} does not hold the best candidate of the history")
     return f"{EXPORT} is that of the best candidate, with the result of the database"

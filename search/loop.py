@@ -134,7 +134,7 @@ def evaluate_all(
     *,
     phase: str,
     generation: int = 0,
-    genomes: Sequence[Sequence[float]] | None = None,
+    genomes: Sequence[Sequence[float] | None] | None = None,
     on_evaluation: OnEvaluation | None = None,
 ) -> list[Evaluation]:
     """Evaluate each phenotype that the archive does not hold once; what fails is an evaluation, too.
