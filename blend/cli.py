@@ -15,17 +15,22 @@ from blend.cli_criteria import commands as criteria_commands
 from blend.cli_options import (
     CHEAP_CRITERIA,
     RUNS,
+    Address,
+    Allocation,
     Base,
     CalibrationLoss,
     Criteria,
     Encoding,
     Evaluations,
+    Executor,
     Ignore,
     Json,
     Options,
     Patience,
     Precision,
     Racing,
+    RandomSearch,
+    RecalibrationImages,
     Reduction,
     RunArgument,
     RunsDir,
@@ -78,9 +83,7 @@ def search(
     task: TaskArgument,
     reduction: Reduction = "0.5",
     cost: Annotated[str, typer.Option(help="What is reduced: macs or params.")] = "macs",
-    allocation: Annotated[
-        str, typer.Option(help="global: one ranking over all groups. uniform: the same share of each group.")
-    ] = "global",
+    allocation: Allocation = "global",
     encoding: Encoding = "cluster",
     signed: Signed = False,
     base: Base = None,
@@ -101,24 +104,16 @@ def search(
     patience: Patience = None,
     racing: Racing = True,
     precision: Precision = "auto",
-    random_search: Annotated[
-        bool, typer.Option(help="Also spend the same budget on random search, as a control.")
-    ] = True,
-    recalibration_images: Annotated[
-        str, typer.Option(metavar="N", help="Calibration images that BatchNorm is re-estimated on for each candidate.")
-    ] = "256",
+    random_search: RandomSearch = True,
+    recalibration_images: RecalibrationImages = "256",
     batch_size: Annotated[str, typer.Option(metavar="N", help="Images per forward pass.")] = "64",
     floor: Annotated[str, typer.Option(metavar="SHARE", help="Share of each group that always stays.")] = "0.1",
     ignore: Ignore = [],  # noqa: B006
     option: Options = [],  # noqa: B006
     seed: Seed = "0",
     workers: Annotated[str | None, typer.Option(metavar="N", help="Worker processes; one per core by default.")] = None,
-    executor: Annotated[
-        str, typer.Option(help="Where evaluations run: local, or dask (workers may join and leave; needs --address).")
-    ] = "local",
-    address: Annotated[
-        str | None, typer.Option(metavar="URL", help="Of a running dask scheduler, like tcp://host:8786.")
-    ] = None,
+    executor: Executor = "local",
+    address: Address = None,
     timeout: Timeout = None,
     runs_dir: RunsDir = RUNS,
     name: Annotated[str | None, typer.Option(help="Name of the run; made of task, reduction and seed.")] = None,

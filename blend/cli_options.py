@@ -42,6 +42,17 @@ Precision = Annotated[
         "the processor has it and it ranks 24 random candidates as fp32 does. The best are judged again in fp32."
     ),
 ]
+Allocation = Annotated[
+    str, typer.Option(help="global: one ranking over all groups. uniform: the same share of each group.")
+]
+RandomSearch = Annotated[bool, typer.Option(help="Also spend the same budget on random search, as a control.")]
+RecalibrationImages = Annotated[
+    str, typer.Option(metavar="N", help="Calibration images that BatchNorm is re-estimated on for each candidate.")
+]
+Executor = Annotated[
+    str, typer.Option(help="Where evaluations run: local, or dask (workers may join and leave; needs --address).")
+]
+Address = Annotated[str | None, typer.Option(metavar="URL", help="Of a running dask scheduler, like tcp://host:8786.")]
 Ignore = Annotated[
     list[str], typer.Option(metavar="PATTERN", help="Layers whose channels must all stay, like 'head.*'; repeatable.")
 ]

@@ -44,16 +44,17 @@ class InferenceNetwork:
     ) -> None:
         self.network = PrunedNetwork(model, graph)
         self.precision: torch.dtype | None = None
+        self._cast = _castable(self.network.shell)
         self._bytes_per_input = 0.0
         self._norms = _replace_norms(self.network.shell)
         self._folds = [(layer, norm, layer.bias) for layer, norm in _foldable(self.network.shell, graph, self._norms)]
         if self._norms and not self._agrees(PrunedNetwork(model, graph), example):
             self.network = PrunedNetwork(model, graph)
+            self._cast = _castable(self.network.shell)
             self._norms, self._folds = {}, []
         elif self._norms:
             self._bytes_per_input = max(norm.largest for norm in self._norms.values()) / len(example)
         self.precision = precision
-        self._cast = _castable(self.network.shell)
 
     def prune(self, keep: Keep, images: Sequence[Tensor] = ()) -> nn.Module:
         """Slices the network, re-estimates the statistics of its BatchNorms, and folds them.

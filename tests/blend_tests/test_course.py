@@ -13,12 +13,12 @@ def test_a_record_by_hand():
     strategy.tell(genomes, [1.0, 3.0, 1.0, 2.0])
     masks = [b"a", b"b", b"a", b"b"]
     batch = [
-        Evaluation(i, "search", 0, tuple(genome), mask, 0.0, {}, 0.0, i >= 2, None)
+        Evaluation(i, "search", 0, tuple(genome), mask, 0.0, {"share": 0.5} if i in (1, 3) else {}, 0.0, i >= 2, None)
         for i, (genome, mask) in enumerate(zip(genomes, masks, strict=True))
     ]
     assert generation_record(strategy, batch) == {
-        "generation": 0, "best": 3.0, "genomes": 0.75, "masks": 0.5, "new": 0.5, "entropy": pytest.approx(1.0),
-        "spread": pytest.approx(0.4145781), "proposed": 0, "known": 0, "boost": 1.0,
+        "generation": 0, "best": 3.0, "genomes": 0.75, "masks": 0.5, "new": 0.5, "given_up": 1,
+        "entropy": pytest.approx(1.0), "spread": pytest.approx(0.4145781), "proposed": 0, "known": 0, "boost": 1.0,
     }  # fmt: skip
 
 

@@ -130,6 +130,19 @@ def test_a_visit_leaves_no_traces():
     assert torch.equal(before, after)
 
 
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_every_kind_of_network_runs_in_half_precision(name):
+    model = build(name)
+    parts = [inputs_of(name, seed=seed) for seed in (1, 2, 3)]
+    graph = ChannelGraph.build(model, parts[0])
+    keep = random_keep(graph, 3)
+    plain = in_training(PrunedNetwork(model, graph).extract(keep), torch.cat(parts))
+    network = InferenceNetwork(model, graph, parts[0], torch.bfloat16)
+    outputs = outputs_of(network.prune(keep, [part.bfloat16() for part in parts]), torch.cat(parts).bfloat16())
+    assert outputs.dtype == torch.bfloat16
+    assert close(outputs.float(), outputs_of(plain, torch.cat(parts)), 0.3)  # up to 40 random layers
+
+
 def test_a_network_in_half_precision():
     model, graph = graph_of("resnet20")
     half = copy.deepcopy(model).bfloat16()
