@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from blend.errors import BlendError
 from blend.evaluation import pack
-from blend.phase import CONTROL, FINAL
 from blend.problem import Problem
+from blend.runs import CONTROL, FINAL
 from search.archive import Archive, Evaluation
 from search.executor import Failure
 

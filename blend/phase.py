@@ -12,16 +12,13 @@ from blend.errors import BlendError
 from blend.limits import Target, duration, ending
 from blend.objective import BlendObjective
 from blend.progress import Progress, progress, say
-from blend.runs import Run
+from blend.runs import CONTROL, Run
 from search.archive import Archive, Evaluation
 from search.errors import SearchError
 from search.executor import Executor
 from search.loop import search
 from search.strategy import Strategy
 
-CONTROL = "random"
-FINAL = {"search": "search-final", CONTROL: "random-final"}
-"""The phase in which the best of a search are judged in full precision."""
 TITLES = {"search": "search", CONTROL: "random search (control)"}
 
 

@@ -20,12 +20,12 @@ from blend.evidence import verdict
 from blend.executors import ShippedWorkspace, open_executor
 from blend.export import blended_criterion
 from blend.objective import BlendObjective
-from blend.phase import CONTROL, FINAL, Phase
+from blend.phase import Phase
 from blend.plots import draw_result
 from blend.precision import AGREEMENT, MASKS, WORTHWHILE, agreement, finalists, is_possible, trial_masks
 from blend.problem import Problem, prepare
 from blend.progress import progress, say
-from blend.runs import EXPORT, FIGURE, SCORES, WORK, Run, check_free
+from blend.runs import CONTROL, EXPORT, FIGURE, FINAL, SCORES, WORK, Run, check_free
 from blend.signals import Interruption
 from search.archive import Archive, Evaluation
 from search.errors import SearchError
@@ -103,8 +103,8 @@ class _Execution:
             self.config.cost, self.config.fitness, self.config.recalibration_images, self.config.batch_size
         )
         self.workspace.write(self.problem.task, self.problem.graph, self.problem.splits, settings)
-        executor = open_executor(self.config, self.workers, self.timeout)
-        with Interruption(self.run) as interruption, executor:
+        opened = open_executor(self.config, self.workers, self.timeout)
+        with Interruption(self.run) as interruption, opened as executor:
             try:
                 self._baselines(executor, interruption)
                 self._choose_precision(executor, interruption)

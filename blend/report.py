@@ -10,8 +10,7 @@ from rich.table import Table
 
 from blend.course import course, course_in_words
 from blend.limits import ending
-from blend.phase import FINAL
-from blend.runs import Run
+from blend.runs import FINAL, Run
 
 
 def summary(run: Run) -> dict[str, Any]:

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from blend.environment import Finding, Inapplicable, attempt
-from blend.phase import FINAL
-from blend.runs import EXPORT, STOP, WORK, Run
+from blend.runs import EXPORT, FINAL, STOP, WORK, Run
 
 
 def examine_run(folder: Path) -> Iterator[Finding]:

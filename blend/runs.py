@@ -28,6 +28,8 @@ from search.archive import Evaluation
 PATIENCE = 10  # times that a lock is tried
 CONFIG, DATABASE, LOCK, STOP, WORK = "config.json", "run.db", "run.lock", "stop", "work"
 SCORES, EXPORT, FIGURE = "scores.npz", "criterion.blend.json", "result.png"
+CONTROL = "random"  # the phase of random search
+FINAL = {"search": "search-final", CONTROL: "random-final"}  # in which the best of a phase are judged once more
 
 
 class Run:

@@ -5,7 +5,7 @@ from blend.baselines import RANDOM_MASKS, Contest
 from blend.budget import ALLOCATIONS, CostModel, floors, keep_mask, uniform
 from blend.config import search_config
 from blend.encoding import encoding_for
-from blend.evaluation import pack
+from blend.evaluation import HeldoutEvaluation, pack
 from blend.formula import Blender
 from blend.objective import BlendObjective
 from criteria import ScoreTable
@@ -33,7 +33,8 @@ def contest(table, encoding="cluster", offsets=True, normalisation="rank", reduc
 
 
 def phenotype(found, genome):
-    objective = BlendObjective(found.encoding, found.blender, GRAPH, COST, found.floor, found.reduction, evaluate=None)
+    evaluate = HeldoutEvaluation(workspace=None)  # nothing is evaluated
+    objective = BlendObjective(found.encoding, found.blender, GRAPH, COST, found.floor, found.reduction, evaluate)
     return objective.phenotype(genome)
 
 

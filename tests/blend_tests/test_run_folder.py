@@ -140,7 +140,7 @@ class TestDamage:
         [
             ("DELETE FROM evaluations WHERE number = 3", "evaluation 3 is missing"),
             ("DELETE FROM evaluations WHERE number > 19", "the search is saved at generation"),
-            ("UPDATE evaluations SET fitness = 0 WHERE number = 12", "does not hold the best candidate"),
+            ("UPDATE evaluations SET fitness = 0 WHERE phase = 'search-final'", "does not hold the best candidate"),
             ("REPLACE INTO documents VALUES ('result', '{}')", "has another metrics than the database"),
         ],
     )
