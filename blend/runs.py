@@ -110,21 +110,23 @@ class Run:
         with self._reading():
             return self.database.evaluations()
 
-    def best(self, phase: str) -> Evaluation | None:
-        """The fittest evaluation of a phase; the first among equals."""
-        condition = "WHERE phase = ? AND error IS NULL ORDER BY fitness DESC, number LIMIT 1"
+    def best(self, *phases: str) -> Evaluation | None:
+        """The fittest evaluation of some phases; the first among equals."""
+        among = ", ".join("?" * len(phases))
+        condition = f"WHERE phase IN ({among}) AND error IS NULL ORDER BY fitness DESC, number LIMIT 1"
         with self._reading():
-            return next(iter(self.database.evaluations(condition, (phase,))), None)
+            return next(iter(self.database.evaluations(condition, phases)), None)
 
     def artefacts(self) -> list[Path]:
         """Files that the run has left for its user."""
         return [path for name in (EXPORT, FIGURE, SCORES) if (path := self.folder / name).exists()]
 
     def counts(self) -> dict[str, int]:
-        """Number of evaluations, of those really computed, and of generations, of the search itself."""
+        """Number of evaluations and of those really computed, polishing included, and of generations of the search."""
         question = (
-            "SELECT count(*), count(*) - coalesce(sum(cached), 0), coalesce(max(generation) + 1, 0) "
-            "FROM evaluations WHERE phase = 'search'"
+            "SELECT count(*), count(*) - coalesce(sum(cached), 0), "
+            "coalesce(max(CASE WHEN phase = 'search' THEN generation END) + 1, 0) "
+            "FROM evaluations WHERE phase IN ('search', 'polish')"
         )
         with self._reading():
             [(everything, computed, generations)] = self.database.query(question)
