@@ -240,7 +240,7 @@ def test_every_strategy_and_encoding(tmp_path, changes, monkeypatch):
     ],
 )
 def test_the_reason_for_ending_is_recorded_and_shown(tmp_path, capsys, limits, ended, words):
-    run = start(config(**limits, evaluations=400), tmp_path / "run")
+    run = start(config(**limits, evaluations=400, precision="fp32"), tmp_path / "run")
     assert f"the search has ended: {words}" in capsys.readouterr().err
     about = summary(run)
     assert about["ended"] == ended
