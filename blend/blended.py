@@ -33,6 +33,20 @@ class Spokesman(_Strict):
     factor: Annotated[float, Field(ge=-1.0, le=1.0, allow_inf_nan=False)]
 
 
+class Correction(_Strict):
+    """A channel whose score is not what the blend gives it: what polishing has changed.
+
+    Attributes:
+        channel: Which one of the group, from 0.
+        own: The blend's own score.
+        delta: What was added to it.
+    """
+
+    channel: Annotated[int, Field(ge=0)]
+    own: Annotated[float, Field(allow_inf_nan=False)]
+    delta: Annotated[float, Field(allow_inf_nan=False)]
+
+
 class BlendedGroup(_Strict):
     """One channel group of the blend.
 
@@ -45,6 +59,7 @@ class BlendedGroup(_Strict):
             channel by channel, so that no criterion speaks.
         offset: What the group is lifted by in the global ranking.
         scores: Frozen final scores, one per channel, comparable across groups; higher means keep.
+        corrections: The channels whose scores are not the blend's own; the scores hold the corrected ones.
     """
 
     name: str
@@ -54,12 +69,27 @@ class BlendedGroup(_Strict):
     candidates: tuple[Spokesman, ...]
     offset: Annotated[float, Field(allow_inf_nan=False)]
     scores: tuple[Annotated[float, Field(allow_inf_nan=False)], ...]
+    corrections: tuple[Correction, ...] = ()
 
     @model_validator(mode="after")
     def _one_score_per_channel(self) -> BlendedGroup:
         if len(self.scores) != self.size:
             raise ValueError(f"group '{self.name}' has {self.size} channels but {len(self.scores)} scores")
         return self
+
+    @model_validator(mode="after")
+    def _corrected_as_said(self) -> BlendedGroup:
+        for c in self.corrections:
+            # own + delta rounds once, of numbers that are about 1
+            if c.channel >= self.size or abs(c.own + c.delta - self.scores[c.channel]) > 1e-9:
+                raise ValueError(f"group '{self.name}' has no channel {c.channel} of score {c.own} + {c.delta}")
+        return self
+
+    @property
+    def own_scores(self) -> tuple[float, ...]:
+        """The scores without corrections."""
+        own = {correction.channel: correction.own for correction in self.corrections}
+        return tuple(own.get(channel, score) for channel, score in enumerate(self.scores))
 
 
 class NetworkIdentity(_Strict):
@@ -131,8 +161,20 @@ class BlendedCriterion(_Strict):
                 raise InputError(f"group '{group.name}' has {group.size} scores, but {sizes.get(group.name)} channels")
         return {group.name: np.array(group.scores) for group in self.groups}
 
+    def without_corrections(self) -> BlendedCriterion:
+        """The blend as it was before polishing, with the evidence for that; itself if it was not polished."""
+        if not any(group.corrections for group in self.groups):
+            return self
+        groups = (g.model_copy(update={"scores": g.own_scores, "corrections": ()}) for g in self.groups)
+        rest = {key: value for key, value in self.metrics.items() if key != "polish"}
+        baselines = [row for row in rest.get("baselines", []) if row["kind"] != "unpolished"]
+        without = self.metrics.get("polish", {}).get("without", {})
+        return self.model_copy(update={"groups": tuple(groups), "metrics": {**rest, "baselines": baselines, **without}})
+
     def recomputed_scores(self, table: ScoreTable) -> dict[str, NDArray[np.float64]]:
         """The formula applied to fresh scores: other weights, other data, another step of iterative pruning.
+
+        Corrections are left out: they are about single channels of the network that was searched on.
 
         Raises:
             InputError: If there is none, because the scores were searched channel by channel.

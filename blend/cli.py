@@ -11,39 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from blend import __version__
+from blend import cli_options as options
 from blend.cli_criteria import commands as criteria_commands
-from blend.cli_options import (
-    CHEAP_CRITERIA,
-    RUNS,
-    Address,
-    Allocation,
-    Base,
-    CalibrationLoss,
-    Criteria,
-    Encoding,
-    Evaluations,
-    Executor,
-    Ignore,
-    Json,
-    Options,
-    Patience,
-    Precision,
-    Racing,
-    RandomSearch,
-    RecalibrationImages,
-    Reduction,
-    RunArgument,
-    RunsDir,
-    Seed,
-    Signed,
-    Strategy,
-    Target,
-    TaskArgument,
-    Time,
-    Timeout,
-    names,
-    print_json,
-)
+from blend.cli_options import CHEAP_CRITERIA, RUNS, names, print_json
 from blend.errors import BlendError, InputError, Interrupted
 
 if TYPE_CHECKING:
@@ -63,6 +33,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
 def _version(wanted: bool) -> None:
     if wanted:
         print(f"blend {__version__}")
@@ -80,44 +51,43 @@ def _main(
 
 @app.command(epilog="Example:  blend search textures --reduction 0.5 --evaluations 600 --seed 1 --name first")
 def search(
-    task: TaskArgument,
-    reduction: Reduction = "0.5",
-    cost: Annotated[str, typer.Option(help="What is reduced: macs or params.")] = "macs",
-    allocation: Allocation = "global",
-    encoding: Encoding = "cluster",
-    signed: Signed = False,
-    base: Base = None,
-    criteria: Criteria = CHEAP_CRITERIA,
-    calibration_loss: CalibrationLoss = "task",
-    normalisation: Annotated[str, typer.Option(help="Of each criterion inside a group: rank, minmax or z.")] = "rank",
-    clusters: Annotated[str, typer.Option(metavar="K", help="Clusters per group: a number, or silhouette.")] = "3",
-    clustering: Annotated[str, typer.Option(help="agglomerative or kmeans.")] = "agglomerative",
-    fitness: Annotated[
-        str, typer.Option(help="loss, or metric (better at reductions of 0.7 and more), on held-out data.")
-    ] = "loss",
-    strategy: Strategy = "ga",
-    population: Annotated[str, typer.Option(metavar="N", help="Candidates per generation.")] = "16",
-    evaluations: Evaluations = None,
-    generations: Annotated[str | None, typer.Option(metavar="N", help="Stop after so many generations.")] = None,
-    time: Time = None,
-    target: Target = None,
-    patience: Patience = None,
-    racing: Racing = True,
-    precision: Precision = "auto",
-    random_search: RandomSearch = True,
-    recalibration_images: RecalibrationImages = "256",
-    batch_size: Annotated[str, typer.Option(metavar="N", help="Images per forward pass.")] = "64",
-    floor: Annotated[str, typer.Option(metavar="SHARE", help="Share of each group that always stays.")] = "0.1",
-    ignore: Ignore = [],  # noqa: B006
-    option: Options = [],  # noqa: B006
-    seed: Seed = "0",
-    workers: Annotated[str | None, typer.Option(metavar="N", help="Worker processes; one per core by default.")] = None,
-    executor: Executor = "local",
-    address: Address = None,
-    timeout: Timeout = None,
-    runs_dir: RunsDir = RUNS,
-    name: Annotated[str | None, typer.Option(help="Name of the run; made of task, reduction and seed.")] = None,
-    as_json: Json = False,
+    task: options.TaskArgument,
+    reduction: options.Reduction = "0.5",
+    cost: options.Cost = "macs",
+    allocation: options.Allocation = "global",
+    encoding: options.Encoding = "cluster",
+    signed: options.Signed = False,
+    base: options.Base = None,
+    criteria: options.Criteria = CHEAP_CRITERIA,
+    calibration_loss: options.CalibrationLoss = "task",
+    normalisation: options.Normalisation = "rank",
+    clusters: options.Clusters = "3",
+    clustering: options.Clustering = "agglomerative",
+    fitness: options.Fitness = "loss",
+    strategy: options.Strategy = "ga",
+    population: options.Population = "16",
+    evaluations: options.Evaluations = None,
+    polish: options.Polish = "0",
+    generations: options.Generations = None,
+    time: options.Time = None,
+    target: options.Target = None,
+    patience: options.Patience = None,
+    racing: options.Racing = True,
+    precision: options.Precision = "auto",
+    random_search: options.RandomSearch = True,
+    recalibration_images: options.RecalibrationImages = "256",
+    batch_size: options.BatchSize = "64",
+    floor: options.Floor = "0.1",
+    ignore: options.Ignore = [],  # noqa: B006
+    option: options.Options = [],  # noqa: B006
+    seed: options.Seed = "0",
+    workers: options.Workers = None,
+    executor: options.Executor = "local",
+    address: options.Address = None,
+    timeout: options.Timeout = None,
+    runs_dir: options.RunsDir = RUNS,
+    name: options.Name = None,
+    as_json: options.Json = False,
 ) -> None:
     """Search the best blended criterion for a task, and export it with the evidence.
 
@@ -136,7 +106,7 @@ def search(
         calibration_loss=calibration_loss, normalisation=normalisation, clusters=clusters, clustering=clustering,
         fitness=fitness, strategy=strategy,
         population=population, **({} if evaluations is None else {"evaluations": evaluations}),
-        generations=generations, time=time, target=target, patience=patience, racing=racing,
+        polish=polish, generations=generations, time=time, target=target, patience=patience, racing=racing,
         precision=precision, random_search=random_search,
         recalibration_images=recalibration_images, batch_size=batch_size, floor=floor, ignore=tuple(ignore), seed=seed,
         workers=cpu_count(only_physical_cores=True) if workers is None else workers, executor=executor,
@@ -151,11 +121,11 @@ def search(
 
 @app.command(epilog="Example:  blend resume first")
 def resume(
-    run: RunArgument,
+    run: options.RunArgument,
     workers: Annotated[str | None, typer.Option(metavar="N", help="Worker processes; as before by default.")] = None,
-    timeout: Timeout = None,
-    runs_dir: RunsDir = RUNS,
-    as_json: Json = False,
+    timeout: options.Timeout = None,
+    runs_dir: options.RunsDir = RUNS,
+    as_json: options.Json = False,
 ) -> None:
     """Go on with a run exactly where it was stopped, killed or lost its machine.
 
@@ -176,7 +146,7 @@ def resume(
 
 
 @app.command("list", epilog="Example:  blend list --runs-dir /data/runs")
-def list_runs(runs_dir: RunsDir = RUNS, as_json: Json = False) -> None:
+def list_runs(runs_dir: options.RunsDir = RUNS, as_json: options.Json = False) -> None:
     """List all runs, oldest first."""
     from rich.console import Console
 
@@ -194,12 +164,12 @@ def list_runs(runs_dir: RunsDir = RUNS, as_json: Json = False) -> None:
 
 @app.command(epilog="Example:  blend show first --course")
 def show(
-    run: RunArgument,
+    run: options.RunArgument,
     with_course: Annotated[
         bool, typer.Option("--course", help="Also each generation: best, diversity, what its proposals were worth.")
     ] = False,
-    runs_dir: RunsDir = RUNS,
-    as_json: Json = False,
+    runs_dir: options.RunsDir = RUNS,
+    as_json: options.Json = False,
 ) -> None:
     """Show how far a run is, and what came out: every baseline against the blend."""
     from blend.course import course
@@ -216,7 +186,7 @@ def show(
 
 
 @app.command(epilog="Example:  blend stop first && blend resume first")
-def stop(run: RunArgument, runs_dir: RunsDir = RUNS) -> None:
+def stop(run: options.RunArgument, runs_dir: options.RunsDir = RUNS) -> None:
     """Ask a running run to save and stop after the generation it is in."""
     from blend.runs import open_run
 
@@ -232,10 +202,11 @@ app.add_typer(criteria_commands)
 
 @app.command(epilog="Example:  blend export first my-network.blend.json")
 def export(
-    run: RunArgument,
+    run: options.RunArgument,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it.")],
     force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
-    runs_dir: RunsDir = RUNS,
+    without_corrections: options.WithoutCorrections = False,
+    runs_dir: options.RunsDir = RUNS,
 ) -> None:
     """Write the blended criterion of a finished run to a file for other pruners."""
     from blend.runs import EXPORT, open_run
@@ -249,7 +220,8 @@ def export(
 
     from blend.blended import BlendedCriterion
 
-    BlendedCriterion.load(source).save(file)
+    criterion = BlendedCriterion.load(source)
+    (criterion.without_corrections() if without_corrections else criterion).save(file)
     print(f"wrote {file}", file=sys.stderr)
 
 

@@ -65,6 +65,19 @@ CalibrationLoss = Annotated[
         "the outputs) or divergence (from the network's own outputs; for second-order, learned and ablation criteria).",
     ),
 ]
+Cost = Annotated[str, typer.Option(help="What is reduced: macs or params.")]
+Normalisation = Annotated[str, typer.Option(help="Of each criterion inside a group: rank, minmax or z.")]
+Clusters = Annotated[str, typer.Option(metavar="K", help="Clusters per group: a number, or silhouette.")]
+Clustering = Annotated[str, typer.Option(help="agglomerative or kmeans.")]
+Fitness = Annotated[
+    str, typer.Option(help="loss, or metric (better at reductions of 0.7 and more), on held-out data.")
+]
+Population = Annotated[str, typer.Option(metavar="N", help="Candidates per generation.")]
+Generations = Annotated[str | None, typer.Option(metavar="N", help="Stop after so many generations.")]
+BatchSize = Annotated[str, typer.Option(metavar="N", help="Images per forward pass.")]
+Floor = Annotated[str, typer.Option(metavar="SHARE", help="Share of each group that always stays.")]
+Workers = Annotated[str | None, typer.Option(metavar="N", help="Worker processes; one per core by default.")]
+Name = Annotated[str | None, typer.Option(help="Name of the run; made of task, reduction and seed.")]
 Reduction = Annotated[str, typer.Option(metavar="SHARE", help="Share of the cost to remove, in (0, 1).")]
 Encoding = Annotated[
     str,
@@ -94,6 +107,19 @@ Strategy = Annotated[
 Evaluations = Annotated[
     str | None,
     typer.Option(metavar="N", help="Candidates in all: 600 by default, 100000 where --time is given."),
+]
+Polish = Annotated[
+    str,
+    typer.Option(
+        metavar="N",
+        help="Spend the last N of the evaluations on single channels: those near the cut of the best blend change "
+        "places inside their group (swap), at the same cost. Kept, as marked corrections, only if held-out data like "
+        "it better; test data say whether it holds. Time and generations limit the search alone.",
+    ),
+]
+WithoutCorrections = Annotated[
+    bool,
+    typer.Option("--without-corrections", help="The blend as it was before --polish, with the evidence for that."),
 ]
 Time = Annotated[
     str | None,

@@ -45,6 +45,7 @@ class SearchConfig(BaseModel):
     strategy: Literal["ga", "aging", "cma", "greedy", "swap", "random"] = "ga"
     population: Annotated[int, Field(ge=4)] = 16
     evaluations: Annotated[int, Field(ge=1)] = 600
+    polish: Annotated[int, Field(ge=0)] = 0
     generations: Annotated[int, Field(ge=1)] | None = None
     time: float | None = None
     target: str | None = None
@@ -107,6 +108,13 @@ class SearchConfig(BaseModel):
         if value != "silhouette" and number < 1:
             raise ValueError(f"must be a number of at least 1 or 'silhouette', got {value!r}")
         return number or value
+
+    @field_validator("polish")
+    @classmethod
+    def _leaves_something_to_search(cls, value: int, given: ValidationInfo) -> int:
+        if value >= (evaluations := given.data.get("evaluations", value + 1)):
+            raise ValueError(f"must be less than evaluations ({evaluations}), of which it is a part, got {value}")
+        return value
 
     @field_validator("encoding")
     @classmethod

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from blend.errors import BlendError
 from blend.evaluation import pack
 from blend.problem import Problem
-from blend.runs import CONTROL, FINAL
+from blend.runs import CONTROL, FINAL, POLISH, SEARCH
 from search.archive import Archive, Evaluation
 from search.executor import Failure
 
@@ -20,12 +20,18 @@ Examples = NDArray[np.float64]
 
 
 def contenders(problem: Problem, archive: Archive) -> tuple[list[Contender], list[Contender]]:
-    """Unpruned network, blend, baselines and random search with their held-out results; and the baselines without."""
+    """Unpruned network, blend, baselines and random search with their held-out results; and the baselines without.
+
+    Where polishing has found something better, the blend is the polished one, and the blend before that is a baseline.
+    """
     config = problem.config
     judged = {e.phenotype: e for e in archive.history("baseline")}
     whole = pack(np.ones(len(problem.graph), dtype=bool))
     found = [_contender("unpruned", "unpruned", "", [judged[whole]])]
-    found += [_contender("blend", "blend", config.allocation, [best_of(archive, FINAL["search"])])]
+    best, unpolished = winner(archive), best_of(archive, FINAL[SEARCH])
+    found += [_contender("blend", "blend", config.allocation, [best])]
+    if best is not unpolished:
+        found += [_contender("blend-unpolished", "unpolished", config.allocation, [unpolished])]
     failed = []
     for baseline in problem.baselines:
         evaluations = [judged[pack(mask)] for mask in baseline.masks]
@@ -50,6 +56,16 @@ def best_of(archive: Archive, phase: str) -> Evaluation:
     if best is None or best.genome is None:
         raise BlendError(f"the {phase} has no valid candidate")
     return best
+
+
+def winner(archive: Archive) -> Evaluation:
+    """What is exported: the fittest blend, or what polishing made of it if that is fitter.
+
+    Raises:
+        BlendError: If all candidates of the search failed.
+    """
+    unpolished, polished = best_of(archive, FINAL[SEARCH]), archive.best(FINAL[POLISH])
+    return unpolished if polished is None or polished.fitness <= unpolished.fitness else polished
 
 
 def finite(answer: Examples | Failure) -> Examples | Failure:
@@ -78,7 +94,7 @@ def tested(
     for rival in rivals:
         answers = [values[phenotype] for phenotype in rival["phenotypes"]]
         failures = [answer for answer in answers if isinstance(answer, Failure)]
-        if failures and rival["kind"] in ("unpruned", "blend"):
+        if failures and rival["kind"] in ("unpruned", "blend", "unpolished"):
             raise BlendError(f"the {rival['name']} could not be judged on test data: {failures[0].reason}")
         if failures:
             about = {key: rival[key] for key in ("name", "kind", "allocation")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count, takewhile
 from typing import Any
 
 from blend.limits import generations
@@ -17,10 +18,10 @@ def key(phase: str, generation: int) -> str:
     return f"{phase}-course/{generation}"
 
 
-def course(run: Run) -> list[dict[str, Any]]:
-    """The records of all generations of the search."""
-    records = (run.get(key("search", generation)) for generation in range(run.counts()["generations_done"]))
-    return [record for record in records if record is not None]
+def course(run: Run, phase: str = "search") -> list[dict[str, Any]]:
+    """The records of all generations of the search, or of another phase."""
+    records = (run.get(key(phase, generation)) for generation in count())
+    return list(takewhile(lambda record: record is not None, records))
 
 
 def generation_record(strategy: Strategy, batch: Sequence[Evaluation]) -> dict[str, Any]:

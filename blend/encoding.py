@@ -24,15 +24,23 @@ OFFSET = Real(-1.0, 1.0, sigma=0.2, spread=0.25)
 SCORE = Real(-1.0, 2.0, sigma=0.2)  # a rank in (0, 1) and an offset
 
 
-class Encoding(Protocol):
+class Genomes(Protocol):
     """A search space and the formulas that its genomes stand for."""
 
-    space: Space
-    offsets: bool
+    @property
+    def space(self) -> Space:
+        """What is searched."""
+        ...
 
     def decode(self, genome: Sequence[float]) -> Formula:
         """The formula of a genome."""
         ...
+
+
+class Encoding(Genomes, Protocol):
+    """Genomes in which blends can be written down."""
+
+    offsets: bool
 
     def encode(self, factors: Factors, offsets: Mapping[str, float]) -> list[float] | None:
         """The genome nearest to factors (group to criterion to factor) and offsets (group to offset); None if far."""

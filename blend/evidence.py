@@ -26,7 +26,8 @@ def verdict(contenders: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
         seed: For the bootstrap.
 
     Returns:
-        ``unpruned``, ``best``, ``baselines``, ``margin`` and ``achieved_reduction`` as plain data.
+        ``unpruned``, ``best``, ``baselines``, ``margin`` and ``achieved_reduction`` as plain data; and ``polish``
+        if the blend was polished, with what that has brought.
     """
     unpruned = next(c for c in contenders if c["kind"] == "unpruned")
     blend = next(c for c in contenders if c["kind"] == "blend")
@@ -47,6 +48,25 @@ def verdict(contenders: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
             "test_ci95": [low, high],
         },
         "achieved_reduction": blend["reduction"],
+        **_polish(contenders, seed),
+    }
+
+
+def _polish(contenders: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
+    """What the polished blend gains over the blend as it was, and the verdict on that; nothing if it was not."""
+    unpolished = next((c for c in contenders if c["kind"] == "unpolished"), None)
+    if unpolished is None:
+        return {}
+    polished = next(c for c in contenders if c["kind"] == "blend")
+    others = [c for c in contenders if c["kind"] not in ("blend", "unpolished")]
+    without = verdict([*others, {**unpolished, "name": polished["name"], "kind": "blend"}], seed)
+    low, high = paired_interval(polished["examples"] - unpolished["examples"], seed)
+    return {
+        "polish": {
+            **{key: polished[key] - unpolished[key] for key in ("fitness", "heldout_metric", "test_metric")},
+            "test_ci95": [low, high],
+            "without": {key: without[key] for key in ("best", "margin", "achieved_reduction")},
+        }
     }
 
 

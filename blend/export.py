@@ -4,17 +4,37 @@ from __future__ import annotations
 
 from typing import Any
 
-from blend.blended import BlendedCriterion, BlendedGroup, NetworkIdentity, Spokesman, layer_names, library_versions
+import numpy as np
+from numpy.typing import NDArray
+
+from blend.blended import (
+    BlendedCriterion,
+    BlendedGroup,
+    Correction,
+    NetworkIdentity,
+    Spokesman,
+    layer_names,
+    library_versions,
+)
+from blend.formula import Formula
 from blend.problem import Problem
 from criteria import CRITERIA
-from search.archive import Evaluation
 
 
-def blended_criterion(problem: Problem, best: Evaluation, result: dict[str, Any]) -> BlendedCriterion:
-    """Puts the best candidate's formula, its frozen scores and the evidence together."""
+def blended_criterion(
+    problem: Problem, formula: Formula, polished: Formula | None, result: dict[str, Any]
+) -> BlendedCriterion:
+    """Puts the best blend's formula, the frozen scores and the evidence together.
+
+    Args:
+        problem: What was searched.
+        formula: The best blend.
+        polished: The same with the scores that polishing has found, if it has.
+        result: The evidence.
+    """
     config = problem.config
-    formula = problem.encoding.decode(best.genome or ())
-    scores = problem.blender.scores(formula)
+    own = problem.blender.scores(formula)
+    scores = own if polished is None else problem.blender.scores(polished)
     layers = layer_names(problem.graph)
     groups = tuple(
         BlendedGroup(
@@ -25,6 +45,7 @@ def blended_criterion(problem: Problem, best: Evaluation, result: dict[str, Any]
             candidates=tuple(Spokesman(criterion=criterion, factor=factor) for criterion, factor in part.factors),
             offset=part.offset,
             scores=tuple(scores[name].tolist()),
+            corrections=_corrections(own[name], scores[name]),
         )
         for name, part in formula.items()
     )
@@ -51,3 +72,8 @@ def blended_criterion(problem: Problem, best: Evaluation, result: dict[str, Any]
         metrics=result,
         versions=library_versions(),
     )
+
+
+def _corrections(own: NDArray[np.float64], scores: NDArray[np.float64]) -> tuple[Correction, ...]:
+    changed = np.flatnonzero(own != scores).tolist()
+    return tuple(Correction(channel=c, own=own[c], delta=scores[c] - own[c]) for c in changed)

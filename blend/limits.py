@@ -87,7 +87,7 @@ def generations(count: int | None) -> str:
 def ending(reason: str, config: Any) -> str:
     """Why a search ended, in words."""
     return {
-        "evaluations": f"all {config.evaluations} evaluations are spent",
+        "evaluations": f"all {config.evaluations - config.polish} evaluations are spent",
         "generations": f"{generations(config.generations)} done",
         "time": f"its time of {duration(config.time or 0.0)} is over",
         "target": f"the target {config.target} is reached",

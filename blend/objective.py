@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from blend.budget import CostModel, keep_mask
-from blend.encoding import Encoding
+from blend.encoding import Genomes
 from blend.evaluation import HeldoutEvaluation, pack
 from blend.formula import Blender
 from criteria.graph import ChannelGraph
@@ -27,7 +27,7 @@ class BlendObjective:
         evaluate: Phenotype to answer, in a worker.
     """
 
-    encoding: Encoding
+    encoding: Genomes
     blender: Blender
     graph: ChannelGraph
     cost: CostModel

@@ -1,32 +1,34 @@
-"""One search of a run, by its strategy or by chance as the control: limits, progress, and what is kept of it."""
+"""One search of a run, by its strategy, to polish, or by chance as the control: limits, progress, what is kept."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blend.config import TIMED_EVALUATIONS
 from blend.course import generation_record, key, say_when_dry
 from blend.errors import BlendError
 from blend.limits import Target, duration, ending
-from blend.objective import BlendObjective
 from blend.progress import Progress, progress, say
-from blend.runs import CONTROL, Run
+from blend.runs import CONTROL, POLISH, SEARCH, Run
 from search.archive import Archive, Evaluation
 from search.errors import SearchError
 from search.executor import Executor
 from search.loop import search
 from search.strategy import Strategy
 
-TITLES = {"search": "search", CONTROL: "random search (control)"}
+if TYPE_CHECKING:  # looking at runs needs no torch
+    from blend.objective import BlendObjective
+
+TITLES = {SEARCH: "search", POLISH: "polish", CONTROL: "random search (control)"}
 
 
 class Phase:
     """A search from where the last commit has left it to its end.
 
     Args:
-        name: ``search`` or ``random``.
+        name: ``search``, ``polish`` or ``random``.
         run: Where it is kept.
         archive: Everything evaluated so far; grows.
         strategy: In the state of the last commit.
@@ -46,10 +48,9 @@ class Phase:
         self.name, self.run, self.archive, self.strategy = name, run, archive, strategy
         self.stop_requested, self.clock = stop_requested, clock
         self.config = run.config
-        self.is_control = name == CONTROL
-        self.time = None if self.is_control else self.config.time
+        self.time = self.config.time if name == SEARCH else None
         self.is_timed = self.time is not None and self.config.evaluations == TIMED_EVALUATIONS
-        self.budget = len(archive.history("search")) if self.is_control else self.config.evaluations
+        self.budget = self._budget()
         self.began = time.monotonic() - float(run.get(f"{name}-seconds", 0.0))
         self.done = len(archive.history(name))
         self.boost = strategy.proposals()["boost"]
@@ -70,16 +71,23 @@ class Phase:
                 raise BlendError(str(error)) from error
         if outcome != "stopped":
             self.run.commit({f"{self.name}-ended": outcome, **self.clock()})
-            if not self.is_control:
+            if self.name == SEARCH:
                 say(f"the search has ended: {ending(outcome, self.config)}")
         return outcome
 
+    def _budget(self) -> int:
+        """In evaluations: the control gets as many as all that it is held against."""
+        if self.name == CONTROL:
+            return len(self.archive.history(SEARCH)) + len(self.archive.history(POLISH))
+        return self.config.polish if self.name == POLISH else self.config.evaluations - self.config.polish
+
     def _limits(self) -> dict[str, Any]:
-        """What ends the search beside its evaluations and its time; the control only gets as many evaluations."""
-        if self.is_control:
+        """What ends a search beside its evaluations and its time; the control only gets as many evaluations."""
+        if self.name == CONTROL:
             return {}
         target = None if self.config.target is None else Target.parse(self.config.target).is_reached
-        return {"generations": self.config.generations, "patience": self.config.patience, "target": target}
+        limits = {"patience": self.config.patience, "target": target}
+        return limits if self.name == POLISH else {**limits, "generations": self.config.generations}
 
     def _should_stop(self) -> str | None:
         if self.stop_requested():

@@ -1,4 +1,4 @@
-"""The order of a run: collect, score, cluster, search, select, test, export; and how a stopped run goes on."""
+"""The order of a run: collect, score, cluster, search, polish, select, test, export; and how a stopped run goes on."""
 
 from __future__ import annotations
 
@@ -7,25 +7,28 @@ import time
 from collections.abc import Sequence
 from contextlib import chdir, suppress
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from blend.config import SearchConfig
-from blend.contenders import Examples, best_of, contenders, finite, tested
+from blend.contenders import Examples, best_of, contenders, finite, tested, winner
+from blend.encoding import Genomes
 from blend.errors import BlendError, InputError
-from blend.evaluation import HeldoutEvaluation, Settings, TestEvaluation, Workspace, in_full_precision, pack
+from blend.evaluation import HeldoutEvaluation, Settings, TestEvaluation, Workspace, in_full_precision, pack, unpack
 from blend.evidence import verdict
 from blend.executors import ShippedWorkspace, open_executor
 from blend.export import blended_criterion
 from blend.objective import BlendObjective
 from blend.phase import Phase
 from blend.plots import draw_result
+from blend.polish import CorrectionEncoding, exchanged
 from blend.precision import AGREEMENT, MASKS, WORTHWHILE, agreement, finalists, is_possible, trial_masks
 from blend.problem import Problem, prepare
 from blend.progress import progress, say
-from blend.runs import CONTROL, EXPORT, FIGURE, FINAL, SCORES, WORK, Run, check_free
+from blend.runs import CONTROL, EXPORT, FIGURE, FINAL, POLISH, SCORES, SEARCH, WORK, Run, check_free
 from blend.signals import Interruption
 from search.archive import Archive, Evaluation
 from search.errors import SearchError
@@ -108,7 +111,7 @@ class _Execution:
             try:
                 self._baselines(executor, interruption)
                 self._choose_precision(executor, interruption)
-                for phase in ("search", CONTROL) if self.config.random_search else ("search",):
+                for phase in self._phases():
                     self._search(phase, executor, interruption)
                     self._final(phase, executor, interruption)
                 self._test(executor, interruption)
@@ -119,6 +122,11 @@ class _Execution:
                     self.run.commit({"status": interruption.status_after(error), "error": str(error)})
                 raise
         self._export()
+
+    def _phases(self) -> list[str]:
+        """The searches of this run, in order."""
+        polish = [POLISH] if self.config.polish else []
+        return [SEARCH, *polish, *([CONTROL] if self.config.random_search else [])]
 
     def _baselines(self, executor: Executor, interruption: Interruption) -> None:
         """Judges the unpruned network and all opponents on held-out data, and saves a handful at a time."""
@@ -149,18 +157,29 @@ class _Execution:
         self._warn_of_collapse()
 
     def _search(self, phase: str, executor: Executor, interruption: Interruption) -> None:
-        """The search, or random search as its control with as many evaluations, until there is a reason to end."""
+        """The search, polishing, or random search as the control, until there is a reason to end."""
         if self.run.get(f"{phase}-ended") is not None:
             return
-        strategy = self._strategy(phase)
+        if phase == POLISH and not self._polishing.window:
+            say("note: no group of the blend is cut, so that there is nothing to polish")
+            return
+        genomes = self._polishing if phase == POLISH else self.problem.encoding
+        strategy = self._strategy(phase, genomes)
         searching = Phase(phase, self.run, self.archive, strategy, interruption.requested, self._clock)
-        if searching.go(self._objective(), executor) == "stopped":
+        if searching.go(self._objective(genomes), executor) == "stopped":
             interruption.check()
 
-    def _objective(self) -> BlendObjective:
+    @cached_property
+    def _polishing(self) -> CorrectionEncoding:
+        """What polishing begins with: the best blend, once that is known."""
+        best, problem = best_of(self.archive, FINAL[SEARCH]), self.problem
+        formula, keep = problem.encoding.decode(best.genome or ()), unpack(best.phenotype, len(problem.graph))
+        return CorrectionEncoding(formula, problem.blender, problem.graph, keep)
+
+    def _objective(self, genomes: Genomes) -> BlendObjective:
         problem = self.problem
         return BlendObjective(
-            problem.encoding, problem.blender, problem.graph, problem.cost, problem.floor, self.config.reduction,
+            genomes, problem.blender, problem.graph, problem.cost, problem.floor, self.config.reduction,
             replace(self.evaluate, half=self.run.get("precision") == "bf16"),
         )  # fmt: skip
 
@@ -204,15 +223,17 @@ class _Execution:
         """Seconds that the run has taken up to now, those of earlier processes included."""
         return {"seconds": round(time.monotonic() - self.started, 3)}
 
-    def _strategy(self, phase: str) -> Strategy:
+    def _strategy(self, phase: str, genomes: Genomes) -> Strategy:
         """Where the last commit has left it."""
-        make = STRATEGIES["random" if phase == CONTROL else self.config.strategy]
-        seeds = [] if phase == CONTROL else [b.genome for b in self.problem.baselines if b.genome is not None]
+        make = STRATEGIES[{SEARCH: self.config.strategy, POLISH: "swap", CONTROL: "random"}[phase]]
+        seeds: list[Sequence[float]] = []
+        if phase == SEARCH:
+            seeds = [b.genome for b in self.problem.baselines if b.genome is not None]
+        elif phase == POLISH:
+            seeds = [self._polishing.unpolished]
         state = self.run.get(f"{phase}-state")
         try:
-            strategy = make(
-                self.problem.encoding.space, population=self.config.population, seed=self.config.seed, initial=seeds
-            )
+            strategy = make(genomes.space, population=self.config.population, seed=self.config.seed, initial=seeds)
             if state is not None:
                 strategy.load_state_dict(state)
         except SearchError as error:
@@ -248,11 +269,18 @@ class _Execution:
                     interruption.check()
         rivals, failed_on_test = tested(rivals, values)
         result = {**verdict(rivals, self.config.seed), "failed": failed + failed_on_test}
+        if "polish" in result:
+            both = (winner(self.archive), best_of(self.archive, FINAL[SEARCH]))
+            keep, before = (unpack(blend.phenotype, len(self.problem.graph)) for blend in both)
+            result["polish"]["exchanged"] = exchanged(keep, before)
         self.run.commit({"result": result, **self._clock()})
 
     def _export(self) -> None:
         """Writes the blended criterion and the figure, and closes the run."""
-        criterion = blended_criterion(self.problem, best_of(self.archive, FINAL["search"]), self.run.get("result"))
+        best = winner(self.archive)
+        blend = self.problem.encoding.decode(best_of(self.archive, FINAL[SEARCH]).genome or ())
+        polished = self._polishing.decode(best.genome or ()) if best.phase == FINAL[POLISH] else None
+        criterion = blended_criterion(self.problem, blend, polished, self.run.get("result"))
         criterion.save(self.run.folder / EXPORT)
         draw_result(self.run, self.run.folder / FIGURE)
         self.run.commit({"status": "finished"})

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from blend.runs import Run
+from blend.runs import CONTROL, POLISH, SEARCH, Run
 
 _BLEND, _RANDOM, _SINGLE, _OTHER = "#1b7837", "#999999", "#4575b4", "#8c8c8c"
 BARS = 14
@@ -30,12 +30,15 @@ def draw_result(run: Run, path: Path) -> None:
 def _draw_course(axes: Any, run: Run) -> None:
     result = run.get("result")
     searched = f"search ({run.config.strategy})"
-    for phase, label, colour in (("random", "random search", _RANDOM), ("search", searched, _BLEND)):
-        history = [e for e in run.evaluations() if e.phase == phase]
+    for phases, label, colour in (((CONTROL,), "random search", _RANDOM), ((SEARCH, POLISH), searched, _BLEND)):
+        history = [e for phase in phases for e in run.evaluations() if e.phase == phase]
         if history:
             leader = np.maximum.accumulate([e.fitness for e in history])
             metric = {e.fitness: e.details["metric"] for e in history if e.error is None}
             axes.step(range(1, len(history) + 1), [metric.get(f) for f in leader], color=colour, label=label)
+    if run.config.polish:
+        polished_from = sum(e.phase == SEARCH for e in run.evaluations())
+        axes.axvline(polished_from, color=_BLEND, linestyle=":", linewidth=1, label="polished from here")
     single = max(row["heldout_metric"] for row in result["baselines"] if row["kind"] == "single")
     axes.axhline(single, color=_SINGLE, linestyle="--", linewidth=1, label="best single criterion")
     axes.axhline(result["unpruned"]["heldout_metric"], color="black", linestyle=":", linewidth=1, label="unpruned")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -10,15 +11,16 @@ from rich.table import Table
 
 from blend.course import course, course_in_words
 from blend.limits import ending
-from blend.runs import FINAL, Run
+from blend.runs import FINAL, POLISH, SEARCH, Run
 
 
 def summary(run: Run) -> dict[str, Any]:
     """Everything about a run that a program may want to know; the keys are a promise."""
     config, counts, result = run.config, run.counts(), run.get("result")
-    best = run.best(FINAL["search"]) or run.best("search")
+    best = run.best(FINAL[SEARCH], FINAL[POLISH]) or run.best(SEARCH)
     ended = run.get("search-ended")
-    generations = 0 if ended else config.generations or math.ceil(config.evaluations / config.population)
+    searched = config.evaluations - config.polish
+    generations = 0 if ended else config.generations or math.ceil(searched / config.population)
     return {
         "id": run.name,
         "status": run.status,
@@ -49,6 +51,7 @@ def summary(run: Run) -> dict[str, Any]:
         "failed_baselines": result.get("failed", []) if result else [],
         "unpruned": result["unpruned"] if result else None,
         "margin": result["margin"] if result else None,
+        "polish": result.get("polish") if result else None,
         "artefacts": {path.name: str(path) for path in run.artefacts()},
         "error": run.get("error"),
     }
@@ -61,6 +64,8 @@ def print_result(run: Run) -> None:
     if about["margin"] is not None:
         console.print(_comparison(run, about))
         console.print(verdict_in_words(about), soft_wrap=True)
+        if run.config.polish:
+            console.print(polish_in_words(about["polish"]), soft_wrap=True)
     else:
         console.print(_progress_in_words(about), soft_wrap=True)
     if about["ended"] is not None:
@@ -72,12 +77,18 @@ def print_result(run: Run) -> None:
 
 
 def print_course(run: Run) -> None:
-    """One line a generation."""
-    table = Table(title=f"{run.name}: the search, generation by generation", box=None)
+    """One line a generation, of the search and of polishing."""
+    _print_course(f"{run.name}: the search, generation by generation", course(run))
+    if records := course(run, POLISH):
+        _print_course(f"{run.name}: polishing, generation by generation", records)
+
+
+def _print_course(title: str, records: Sequence[dict[str, Any]]) -> None:
+    table = Table(title=title, box=None)
     shares = ("genomes", "masks", "new")
     for column in ("generation", "best fitness", *shares, "entropy", "spread", "known", "varied", "given up"):
         table.add_column(column, justify="right")
-    for record in course(run):
+    for record in records:
         table.add_row(
             str(record["generation"] + 1), _number(record["best"]), *(f"{record[share]:.0%}" for share in shares),
             f"{record['entropy']:.2f}", f"{record['spread']:.2f}", f"{record['known']} of {record['proposed']}",
@@ -99,6 +110,29 @@ def verdict_in_words(about: dict[str, Any]) -> str:
         f"Achieved reduction: {about['achieved_reduction']:.4f} of {about['cost']['kind']} "
         f"(requested {about['reduction']:g}); {about['evaluations']} evaluations, "
         f"{about['unique_evaluations']} different networks, {about['seconds']:.0f} s."
+    )
+
+
+def polish_in_words(polish: dict[str, Any] | None) -> str:
+    """What polishing has brought, and which of its figures counts.
+
+    Args:
+        polish: As in the summary; None where it has found nothing better.
+    """
+    if polish is None:
+        return "Polishing found nothing better on held-out data: what is exported is the blend as it was."
+    low, high = (100 * bound for bound in polish["test_ci95"])
+    channels = f"{polish['exchanged']} channel{'' if polish['exchanged'] == 1 else 's'}"
+    if polish["test_metric"] <= 0:
+        advice = "it does not hold there: leave it out with blend export --without-corrections"
+    elif low <= 0:
+        advice = "the interval includes zero, so this is no proof"
+    else:
+        advice = "it holds"
+    return (
+        f"Polishing gave {channels} the place of as many others: {100 * polish['heldout_metric']:+.1f} points on "
+        f"held-out data (fitness {polish['fitness']:+.4f}), which it was searched on. Test data decide: "
+        f"{100 * polish['test_metric']:+.1f} (95 % interval {low:+.1f} … {high:+.1f}); {advice}."
     )
 
 

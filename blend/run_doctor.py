@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from blend.environment import Finding, Inapplicable, attempt
-from blend.runs import EXPORT, FINAL, STOP, WORK, Run
+from blend.runs import CONTROL, EXPORT, FINAL, POLISH, SEARCH, STOP, WORK, Run
 
 
 def examine_run(folder: Path) -> Iterator[Finding]:
@@ -57,7 +57,7 @@ def _continuous(run: Run) -> str:
             raise RuntimeError(f"evaluation {expected} is missing: number {evaluation.number} follows")
         if not math.isfinite(evaluation.fitness):
             raise RuntimeError(f"evaluation {expected} has fitness {evaluation.fitness}")
-    for phase in ("search", "random"):
+    for phase in (SEARCH, POLISH, CONTROL):
         generations = 1 + max((e.generation for e in evaluations if e.phase == phase), default=-1)
         state = run.get(f"{phase}-state") or {"generation": 0}
         if state["generation"] != generations:
@@ -77,7 +77,7 @@ def _consistent(run: Run) -> str:
     for key, wanted in {"seed": config.seed, "reduction": config.reduction, "metrics": run.get("result")}.items():
         if export[key] != wanted:
             raise RuntimeError(f"{EXPORT} has another {key} than the database")
-    best = run.best(FINAL["search"])
+    best = run.best(FINAL[SEARCH], FINAL[POLISH])
     if best is None or best.fitness != export["metrics"]["best"]["fitness"]:
         raise RuntimeError(f"{EXPORT} does not hold the best candidate of the history")
     return f"{EXPORT} is that of the best candidate, with the result of the database"

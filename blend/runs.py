@@ -28,8 +28,9 @@ from search.archive import Evaluation
 PATIENCE = 10  # times that a lock is tried
 CONFIG, DATABASE, LOCK, STOP, WORK = "config.json", "run.db", "run.lock", "stop", "work"
 SCORES, EXPORT, FIGURE = "scores.npz", "criterion.blend.json", "result.png"
-CONTROL = "random"  # the phase of random search
-FINAL = {"search": "search-final", CONTROL: "random-final"}  # in which the best of a phase are judged once more
+SEARCH, POLISH, CONTROL = "search", "polish", "random"  # the phases that search
+FINAL = {SEARCH: "search-final", POLISH: "polish-final", CONTROL: "random-final"}
+"""The phase in which the best of a search are judged in full precision."""
 
 
 class Run:
@@ -112,21 +113,23 @@ class Run:
         with self._reading():
             return self.database.evaluations()
 
-    def best(self, phase: str) -> Evaluation | None:
-        """The fittest evaluation of a phase; the first among equals."""
-        condition = "WHERE phase = ? AND error IS NULL ORDER BY fitness DESC, number LIMIT 1"
+    def best(self, *phases: str) -> Evaluation | None:
+        """The fittest evaluation of some phases; the first among equals."""
+        among = ", ".join("?" * len(phases))
+        condition = f"WHERE phase IN ({among}) AND error IS NULL ORDER BY fitness DESC, number LIMIT 1"
         with self._reading():
-            return next(iter(self.database.evaluations(condition, (phase,))), None)
+            return next(iter(self.database.evaluations(condition, phases)), None)
 
     def artefacts(self) -> list[Path]:
         """Files that the run has left for its user."""
         return [path for name in (EXPORT, FIGURE, SCORES) if (path := self.folder / name).exists()]
 
     def counts(self) -> dict[str, int]:
-        """Number of evaluations, of those really computed, and of generations, of the search itself."""
+        """Number of evaluations and of those really computed, polishing included, and of generations of the search."""
         question = (
-            "SELECT count(*), count(*) - coalesce(sum(cached), 0), coalesce(max(generation) + 1, 0) "
-            "FROM evaluations WHERE phase = 'search'"
+            "SELECT count(*), count(*) - coalesce(sum(cached), 0), "
+            "coalesce(max(CASE WHEN phase = 'search' THEN generation END) + 1, 0) "
+            "FROM evaluations WHERE phase IN ('search', 'polish')"
         )
         with self._reading():
             [(everything, computed, generations)] = self.database.query(question)

@@ -78,6 +78,8 @@ def refused(capsys, *arguments):
         (["digits", "--executor", "cloud"], "executor must be 'local' or 'dask', got 'cloud'"),
         (["digits", "--executor", "dask"], "address must be given with executor dask, like tcp://host:8786"),
         (["digits", "--population", "3"], "population must be at least 4, got 3"),
+        (["digits", "--polish", "-1"], "polish must be at least 0, got -1"),
+        (["digits", "--polish", "600"], "polish must be less than evaluations (600), of which it is a part, got 600"),
         (["digits", "--evaluations", "many"], "evaluations must be a whole number, got 'many'"),
         (["digits", "--name", "../escape"], "name must be a plain folder name"),
         (["digits", "--no-such-option"], "No such option: --no-such-option"),

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -186,7 +185,7 @@ def test_uniform_allocation_takes_the_same_share_of_every_group(tmp_path):
 @pytest.fixture
 def in_process(monkeypatch):
     """Evaluates without worker processes, which take seconds to start."""
-    monkeypatch.setattr("blend.pipeline.open_executor", lambda *_: nullcontext(Inline()))
+    monkeypatch.setattr("blend.pipeline.open_executor", lambda *_: Inline())
 
 
 VARIETIES = [

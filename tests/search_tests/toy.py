@@ -70,6 +70,12 @@ class Inline:
     def close(self):
         pass
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
 
 def square(item):
     return item * item
