@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from blend.database import CONTROL, FINAL
 from blend.errors import BlendError
 from blend.evaluation import pack
-from blend.phase import CONTROL, FINAL
 from blend.problem import Problem
 from search.archive import Archive, Evaluation
 from search.executor import Failure

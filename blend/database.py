@@ -12,6 +12,11 @@ from search.archive import Evaluation
 
 SCHEMA = 1
 
+CONTROL = "random"
+"""The phase of random search."""
+FINAL = {"search": "search-final", CONTROL: "random-final"}
+"""The phase in which the best of a search are judged in full precision."""
+
 _TABLES = """
 CREATE TABLE documents (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE evaluations (

@@ -8,6 +8,7 @@ from typing import Any
 
 from blend.config import TIMED_EVALUATIONS
 from blend.course import generation_record, key, say_when_dry
+from blend.database import CONTROL
 from blend.errors import BlendError
 from blend.limits import Target, duration, ending
 from blend.objective import BlendObjective
@@ -19,9 +20,6 @@ from search.executor import Executor
 from search.loop import search
 from search.strategy import Strategy
 
-CONTROL = "random"
-FINAL = {"search": "search-final", CONTROL: "random-final"}
-"""The phase in which the best of a search are judged in full precision."""
 TITLES = {"search": "search", CONTROL: "random search (control)"}
 
 

@@ -14,13 +14,14 @@ import numpy as np
 
 from blend.config import SearchConfig
 from blend.contenders import Examples, best_of, contenders, finite, tested
+from blend.database import CONTROL, FINAL
 from blend.errors import BlendError, InputError
 from blend.evaluation import HeldoutEvaluation, Settings, TestEvaluation, Workspace, in_full_precision, pack
 from blend.evidence import verdict
 from blend.executors import ShippedWorkspace, open_executor
 from blend.export import blended_criterion
 from blend.objective import BlendObjective
-from blend.phase import CONTROL, FINAL, Phase
+from blend.phase import Phase
 from blend.plots import draw_result
 from blend.precision import AGREEMENT, MASKS, WORTHWHILE, agreement, finalists, is_possible, trial_masks
 from blend.problem import Problem, prepare

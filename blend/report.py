@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from blend.course import course, course_in_words
+from blend.database import FINAL
 from blend.limits import ending
-from blend.phase import FINAL
 from blend.runs import Run
 
 

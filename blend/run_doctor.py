@@ -7,8 +7,8 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+from blend.database import FINAL
 from blend.environment import Finding, Inapplicable, attempt
-from blend.phase import FINAL
 from blend.runs import EXPORT, STOP, WORK, Run
 
 
