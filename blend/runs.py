@@ -67,8 +67,9 @@ class Run:
             mode = Database.create(draft / DATABASE)
             draft.rename(folder)
         except (OSError, sqlite3.Error) as error:
-            shutil.rmtree(draft, ignore_errors=True)
             raise InputError(f"runs-dir must be a folder that can be written to: {error}") from error
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
         if mode != "wal":
             say(f"note: '{folder}' has no shared memory (a network?): journal mode {mode} is used, which is slower")
         return cls(folder)
