@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import traceback
 from pathlib import Path
@@ -14,10 +13,10 @@ from blend import __version__
 from blend import cli_options as options
 from blend.cli_criteria import commands as criteria_commands
 from blend.cli_options import CHEAP_CRITERIA, RUNS, names, print_json
+from blend.defaults import free_name
 from blend.errors import BlendError, InputError, Interrupted
 
 if TYPE_CHECKING:
-    from blend.config import SearchConfig
     from blend.runs import Run
 
 DONE, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 3, 130
@@ -99,6 +98,7 @@ def search(
 
     from blend.config import parse_options, search_config
     from blend.runs import run_folder
+    from blend.signals import stopping_at_once
 
     config = search_config(
         task=task, options=parse_options(option), reduction=reduction, cost=cost, allocation=allocation,
@@ -112,11 +112,12 @@ def search(
         workers=cpu_count(only_physical_cores=True) if workers is None else workers, executor=executor,
         address=address, timeout=timeout,
     )  # fmt: skip
-    folder = run_folder(runs_dir, _free_name(runs_dir, config) if name is None else name)
+    folder = run_folder(runs_dir, free_name(runs_dir, config) if name is None else name)
 
-    from blend.pipeline import start
+    with stopping_at_once(folder):
+        from blend.pipeline import start
 
-    _finish(start(config, folder), as_json)
+        _finish(start(config, folder), as_json)
 
 
 @app.command(epilog="Example:  blend resume first")
@@ -134,15 +135,17 @@ def resume(
     """
     from blend.config import search_config
     from blend.runs import open_run
+    from blend.signals import stopping_at_once
 
     found = open_run(runs_dir, run)
     found.check_resumable()
     given = {name: value for name, value in {"workers": workers, "timeout": timeout}.items() if value is not None}
     config = search_config(**{**found.config.model_dump(), **given})
 
-    from blend.pipeline import resume as go_on
+    with stopping_at_once(found.folder):
+        from blend.pipeline import resume as go_on
 
-    _finish(go_on(found, config.workers, config.timeout), as_json)
+        _finish(go_on(found, config.workers, config.timeout), as_json)
 
 
 @app.command("list", epilog="Example:  blend list --runs-dir /data/runs")
@@ -267,11 +270,3 @@ def _finish(run: Run, as_json: bool) -> None:
     print_result(run)
     if as_json:
         print_json(summary(run))
-
-
-def _free_name(runs_dir: Path, config: SearchConfig) -> str:
-    """A name that says what the run is, with a number where it is taken."""
-    task = re.sub(r"[^\w.-]+", "-", config.title)
-    stem = f"{task}-{config.reduction:g}-seed{config.seed}"
-    names = (stem, *(f"{stem}-{number}" for number in range(2, 100_000)))
-    return next(name for name in names if not (runs_dir / name).exists())

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from blend.config import DEFAULT_CRITERIA
+from blend.defaults import DEFAULT_CRITERIA
 
 TaskArgument = Annotated[
     str, typer.Argument(metavar="TASK", help="Built-in name, package.module:function or path/to/file.py:function.")

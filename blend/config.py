@@ -9,16 +9,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from blend.defaults import DEFAULT_CRITERIA
 from blend.errors import InputError, nearest
 from blend.limits import Target, seconds_of
 
 MAX_SEED = 2**32 - 1
 QUOTED = r"'(.*?)'"
-DEFAULT_CRITERIA = (
-    "l1", "l2", "fpgm", "bn_scale", "taylor_l1", "taylor_l2", "taylor_fo", "fisher", "mean_activation", "apoz", "hrank",
-)  # fmt: skip
-"""What is blended unless criteria are chosen: all that cost about one forward and backward pass; ``obd`` costs more."""
-
 TIMED_EVALUATIONS = 100_000
 """At most so many candidates where a time is given and their number is not."""
 

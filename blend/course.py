@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import count, takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blend.limits import generations
 from blend.progress import say
 from blend.runs import Run
-from search.archive import Evaluation
-from search.strategy import Strategy
+
+if TYPE_CHECKING:
+    from search.archive import Evaluation
+    from search.strategy import Strategy
 
 
 def key(phase: str, generation: int) -> str:

@@ -19,13 +19,15 @@ _unpacked: dict[str, str] = {}
 
 
 def open_executor(config: SearchConfig, workers: int, timeout: float | None) -> Executor:
-    """Starts or connects to the workers.
+    """Starts workers, which get ready meanwhile, or connects to them.
 
     Raises:
         InputError: If they cannot be reached.
     """
     if config.executor == "local" or config.address is None:
-        return LocalExecutor(workers, timeout=timeout)
+        executor = LocalExecutor(workers, timeout=timeout)
+        executor.start("blend.evaluation")
+        return executor
     from search.dask_executor import DaskExecutor
 
     try:

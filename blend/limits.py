@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from search.archive import Evaluation
-from search.loop import EXHAUSTED
+from search.novelty import EXHAUSTED
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PART = r"(\d+(?:\.\d+)?)([smhd])"

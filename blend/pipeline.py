@@ -51,13 +51,14 @@ def start(config: SearchConfig, folder: Path) -> Run:
         Interrupted: If the run was stopped; its state is saved.
     """
     check_free(folder)
-    problem = prepare(config)
-    problem.check_reachable()
-    run = Run.create(folder, config)
-    with run.writing():
-        problem.table.save(run.folder / SCORES)
-        run.commit({"status": "running", "identity": problem.identity, "unpruned_cost": problem.cost.full})
-        _Execution(run, problem, config.workers, config.timeout).go()
+    with open_executor(config, config.workers, config.timeout) as executor:
+        problem = prepare(config)
+        problem.check_reachable()
+        run = Run.create(folder, config)
+        with run.writing():
+            problem.table.save(run.folder / SCORES)
+            run.commit({"status": "running", "identity": problem.identity, "unpruned_cost": problem.cost.full})
+            _Execution(run, problem, config.workers).go(executor)
     return run
 
 
@@ -74,25 +75,29 @@ def resume(run: Run, workers: int | None = None, timeout: float | None = None) -
     config = here.config
     if not Path(config.directory).is_dir():
         raise InputError(f"run '{run.name}' cannot go on: '{config.directory}', where it was started, is gone")
-    with here.writing(), chdir(config.directory):
+    workers = workers or config.workers
+    with (
+        here.writing(),
+        chdir(config.directory),
+        open_executor(config, workers, timeout or config.timeout) as executor,
+    ):
         problem = prepare(config, here.folder / SCORES)
         for what, digest in problem.identity.items():
             if here.get("identity")[what] != digest:
                 raise InputError(f"run '{run.name}' cannot go on: the task's {what} is not what the run began with")
         here.commit({"status": "running", "error": None})
-        _Execution(here, problem, workers or config.workers, timeout or config.timeout).go()
+        _Execution(here, problem, workers).go(executor)
     return run
 
 
 class _Execution:
     """One process' work on a run. Every stage leaves its result in the folder and is skipped when it is there."""
 
-    def __init__(self, run: Run, problem: Problem, workers: int, timeout: float | None) -> None:
+    def __init__(self, run: Run, problem: Problem, workers: int) -> None:
         self.run = run
         self.problem = problem
         self.config = problem.config
         self.workers = workers
-        self.timeout = timeout
         self.archive = Archive(run.evaluations())
         self.started = time.monotonic() - float(run.get("seconds", 0.0))
         scratch = str((run.folder / WORK).resolve())
@@ -100,14 +105,13 @@ class _Execution:
         self.workspace = kind(scratch, self.config.task, token=f"{os.getpid()}-{time.time_ns()}")
         self.evaluate = HeldoutEvaluation(self.workspace)
 
-    def go(self) -> None:
+    def go(self, executor: Executor) -> None:
         """Every stage in order."""
         settings = Settings(
             self.config.cost, self.config.fitness, self.config.recalibration_images, self.config.batch_size
         )
         self.workspace.write(self.problem.task, self.problem.graph, self.problem.splits, settings)
-        opened = open_executor(self.config, self.workers, self.timeout)
-        with Interruption(self.run) as interruption, opened as executor:
+        with Interruption(self.run) as interruption:
             try:
                 self._baselines(executor, interruption)
                 self._choose_precision(executor, interruption)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-
-from scipy.special import ndtr
+from statistics import NormalDist
 
 RISK = 0.01
 """Probability, at each look, that a candidate is given up which all the data would have put above the rival."""
@@ -36,7 +35,7 @@ def is_hopeless(candidate: Sequence[float], rival: Sequence[float], sizes: Seque
         return False
     spread = math.fsum(n * (d - mean) ** 2 for d, n in zip(differences, sizes, strict=False)) / (len(differences) - 1)
     deviation = math.sqrt(spread * (1 / seen - 1 / total))
-    return deviation == 0 or float(ndtr(mean / deviation)) < risk
+    return deviation == 0 or NormalDist().cdf(mean / deviation) < risk
 
 
 def estimate(candidate: Sequence[float], rival: Sequence[float], sizes: Sequence[int]) -> float:

@@ -15,15 +15,15 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from blend.config import SearchConfig
 from blend.database import SCHEMA, Database
 from blend.errors import BlendError, InputError, described, nearest
 from blend.progress import say
 from search.archive import Evaluation
+
+if TYPE_CHECKING:
+    from blend.config import SearchConfig
 
 PATIENCE = 10  # times that a lock is tried
 CONFIG, DATABASE, LOCK, STOP, WORK = "config.json", "run.db", "run.lock", "stop", "work"
@@ -70,8 +70,9 @@ class Run:
             mode = Database.create(draft / DATABASE)
             draft.rename(folder)
         except (OSError, sqlite3.Error) as error:
-            shutil.rmtree(draft, ignore_errors=True)
             raise InputError(f"runs-dir must be a folder that can be written to: {error}") from error
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
         if mode != "wal":
             say(f"note: '{folder}' has no shared memory (a network?): journal mode {mode} is used, which is slower")
         return cls(folder)
@@ -84,9 +85,11 @@ class Run:
     @property
     def config(self) -> SearchConfig:
         """What was asked for."""
+        from blend.config import SearchConfig  # its library takes long to import, and not every command needs it
+
         try:
             return SearchConfig.model_validate_json((self.folder / CONFIG).read_text())
-        except (OSError, ValidationError) as error:
+        except (OSError, ValueError) as error:
             raise InputError(f"the {CONFIG} of run '{self.name}' cannot be read: {error}") from error
 
     def get(self, key: str, default: Any = None) -> Any:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
@@ -64,6 +66,27 @@ class Interruption:
             raise KeyboardInterrupt
         self._signalled = True
         say("stopping when what is in progress is saved; once more to stop at once")
+
+
+@contextmanager
+def stopping_at_once(folder: Path) -> Iterator[None]:
+    """Lets Ctrl-C and SIGTERM end what an `Interruption` does not watch, such as the preparation of a search.
+
+    Args:
+        folder: Where the run is, or was to be.
+
+    Raises:
+        Interrupted: Saying how to go on, or that there is nothing to go on with.
+    """
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        begun = folder.exists()
+        how = f"go on with: blend resume {folder}" if begun else "nothing was begun and nothing is left"
+        raise Interrupted(f"run '{folder.name}' interrupted; {how}") from None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def resume_command(run: Run) -> str:

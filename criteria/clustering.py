@@ -1,4 +1,7 @@
-"""How criteria agree: rank correlations, clusters of those that would vote twice, overlap of what they would prune."""
+"""How criteria agree: rank correlations, clusters of those that would vote twice, overlap of what they would prune.
+
+SciPy and scikit-learn take a second to import, which whoever needs no clusters, such as a worker, shall not wait for.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -6,11 +9,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
-from scipy.spatial.distance import squareform
-from scipy.stats import rankdata
-from sklearn.cluster import AgglomerativeClustering, KMeans
-from sklearn.metrics import silhouette_score
 
 from criteria.errors import CriterionValueError
 from criteria.scores import ScoreTable, normalise
@@ -86,6 +84,8 @@ def cluster(
 
 def _standardised_ranks(table: ScoreTable, group: str) -> Matrix:
     """Ranks of shape (criteria, channels), each row with mean 0 and length 1."""
+    from scipy.stats import rankdata
+
     if not table.usable(group):
         return np.empty((0, 1))
     ranks = rankdata(table.matrix(group), axis=1)
@@ -101,6 +101,8 @@ def _correlation(ranks: Matrix) -> Matrix:
 
 def _labels(ranks: Matrix, distance: Matrix, k: int, method: Method, seed: int) -> Labels:
     """The cluster of each criterion, as a number."""
+    from sklearn.cluster import AgglomerativeClustering, KMeans
+
     if k in (len(ranks), 1):  # each its own, or all one: nothing to compute, and too little for scikit-learn
         return np.arange(len(ranks)) if k > 1 else np.zeros(len(ranks), dtype=np.int64)
     if method == "agglomerative":
@@ -111,6 +113,8 @@ def _labels(ranks: Matrix, distance: Matrix, k: int, method: Method, seed: int) 
 
 
 def _by_silhouette(distance: Matrix, different: int, split: Callable[[int], Labels]) -> Labels:
+    from sklearn.metrics import silhouette_score
+
     candidates = [split(k) for k in range(2, min(different, len(distance) - 1) + 1)]
     if not candidates:  # fewer than three criteria, or all alike
         return split(different)
@@ -162,6 +166,9 @@ def agglomeration(table: ScoreTable) -> tuple[Matrix, list[int]]:
         The linkage of shape (criteria - 1, 4) as SciPy has it, and the criteria in the order of its leaves, in which
         neighbours are as alike as can be.
     """
+    from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
+    from scipy.spatial.distance import squareform
+
     if len(table.criteria) < 2:
         return np.empty((0, 4)), list(range(len(table.criteria)))
     distance = np.clip(1 - np.nan_to_num(mean_spearman(table)[1], nan=0.0), 0, 2)

@@ -89,6 +89,11 @@ def trace(model: nn.Module, example_input: Tensor, ignored: Collection[str], who
 class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every layer and every operation of a forward pass."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Never compiled; PyTorch would import its compiler, which takes a second, in order not to use it."""
+        return False
+
     def __init__(self, model: nn.Module, ignored: Collection[str], whole: Mapping[str, str], examples: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.trace = Trace()

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 from search.errors import SearchValueError
-from search.worker import Answer, Worker, died, failure
+from search.worker import Answer, Worker, died, failure, imported
 from search.worker import Failure as Failure  # part of what an executor answers
 
 T = TypeVar("T")
@@ -54,8 +54,8 @@ class LocalExecutor:
     can be the reason, and in another process. Only an item that goes wrong again and again is a `Failure`.
 
     A single worker is a process, too, so that crashes, signals and results are the same for 1 and N. The processes
-    start with the first items and stay warm between runs, so functions may cache what they load; one whose memory keeps
-    growing is replaced.
+    start with the first items, if not before, and stay warm between runs, so functions may cache what they load; one
+    whose memory keeps growing is replaced.
 
     Args:
         workers: Number of processes.
@@ -115,6 +115,11 @@ class LocalExecutor:
         except BaseException:  # interrupted, or the caller wants no more: the workers must not go on behind its back
             self.close()
             raise
+
+    def start(self, module: str) -> None:
+        """Start the processes now, and let them import a module, without waiting for either."""
+        for worker in self._workers:
+            worker.submit(imported, module)
 
     def close(self) -> None:
         """End the workers; what still runs is abandoned. A later `run` starts new ones."""

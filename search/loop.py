@@ -12,15 +12,12 @@ from typing import Any, Protocol
 from search.archive import WORST_FITNESS, Archive, Evaluation
 from search.errors import SearchError, SearchValueError
 from search.executor import Executor, Failure
-from search.novelty import IsKnown
+from search.novelty import EXHAUSTED, IsKnown
 from search.strategy import Strategy
 
 Answer = dict[str, Any]
 OnEvaluation = Callable[[int, int, Answer, str], None]
 OnGeneration = Callable[[list[Evaluation], dict[str, Any]], None]
-
-EXHAUSTED = 20
-"""After so many generations in a row in which nothing was new, there is nothing left to find."""
 
 
 class Objective(Protocol):

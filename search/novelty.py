@@ -9,6 +9,9 @@ GROWTH = 1.5
 """By how much a proposal that turned out to be known is varied more at the next try, and a dry generation's at the
 next generation."""
 
+EXHAUSTED = 20
+"""After so many generations in a row in which nothing was new, there is nothing left to find."""
+
 _TRIES = 8
 
 

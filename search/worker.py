@@ -4,10 +4,13 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +71,12 @@ class Worker:
 
     def submit(self, function: Callable[[Any], Any], item: Any) -> Future[Answer]:
         """Run a function on an item; the future breaks (see `died`) if the process ends meanwhile."""
-        if self._pool is None:
-            self._pool = self._new_pool()
-        try:
-            return self._pool.submit(guarded, function, item)  # type: ignore[no-any-return]
-        except BrokenProcessPool:  # it died while idle
-            self.end()
+        if self._pool is not None:
+            try:
+                return self._pool.submit(guarded, function, item)  # type: ignore[no-any-return]
+            except BrokenProcessPool:  # it died while idle
+                self.end()
+        with _signals_waiting():
             self._pool = self._new_pool()
             return self._pool.submit(guarded, function, item)  # type: ignore[no-any-return]
 
@@ -98,6 +101,11 @@ class Worker:
         )
 
 
+def imported(module: str) -> None:
+    """Import a module in a worker, ahead of the functions that need it."""
+    import_module(module)
+
+
 def died(future: Future[Any]) -> bool:
     """Whether the process ended before the item did."""
     return isinstance(future.exception(), BrokenProcessPool)
@@ -116,6 +124,30 @@ def guarded(function: Callable[[Any], Any], item: Any) -> Answer:
     except Exception as error:  # noqa: BLE001 - one item's error is its result; and an exception that can't be
         result = failure(error)  # unpickled would break the pool
     return Answer(result, _resident_memory())
+
+
+@contextmanager
+def _signals_waiting() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait while a process starts: in the middle of it, nobody would know of it to end it.
+
+    The process inherits that Ctrl-C is blocked, so that it is safe before it can ignore it.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if threading.current_thread() is not threading.main_thread() or None in before.values():
+        yield  # signals are handled elsewhere
+        return
+    came: list[int] = []
+    for number in before:
+        signal.signal(number, lambda number, _: came.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for late in came:
+            signal.raise_signal(late)
 
 
 def _resident_memory() -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from blend.errors import InputError
@@ -71,6 +70,8 @@ def digits(
 
 def _digits() -> tuple[Tensor, Tensor]:
     """Return all digits in a fixed random order: standardised images (1797, 1, 16, 16) and classes (1797,)."""
+    from sklearn.datasets import load_digits  # workers, which import this module, need no images
+
     pixels, classes = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(pixels))
     images = torch.from_numpy(pixels[order]).float().reshape(-1, 1, 8, 8)

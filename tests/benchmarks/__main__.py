@@ -6,9 +6,9 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import candidates, collection, memory
+from tests.benchmarks import candidates, collection, memory, startup
 
-BENCHMARKS = {"candidates": candidates, "collection": collection, "memory": memory}
+BENCHMARKS = {"candidates": candidates, "collection": collection, "memory": memory, "startup": startup}
 
 
 def main(names: list[str]) -> None:

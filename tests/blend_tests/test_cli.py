@@ -263,11 +263,3 @@ def test_help_teaches_and_is_quick():
         one = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=wide)
         assert one.returncode == 0
         assert f"Example:  blend {command}" in one.stdout
-
-
-def test_looking_at_runs_does_not_import_torch(finished):
-    code = (
-        f"from blend.cli import run; run(['list', '--runs-dir', {str(finished.folder.parent)!r}]); "
-        f"run(['show', {str(finished.folder)!r}]); import sys; sys.exit('torch' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

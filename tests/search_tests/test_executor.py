@@ -4,11 +4,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
+from joblib.externals.loky import ProcessPoolExecutor
 
 from search import Failure, LocalExecutor, SearchError
 
@@ -46,10 +48,16 @@ def workers():
 
 def gone(pids, within=10.0):
     deadline = time.monotonic() + within
-    while time.monotonic() < deadline:
-        if not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
-            return True
+    while any(lives(pid) for pid in pids):
+        if time.monotonic() > deadline:
+            return False
         time.sleep(0.05)
+    return True
+
+
+def lives(pid):
+    with suppress(psutil.NoSuchProcess):  # it may vanish at any moment, also between two questions
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     return False
 
 
@@ -212,6 +220,36 @@ def test_workers_end_with_the_driver(workers, how, tmp_path):
         else:
             driver.kill()
         assert gone(pids)
+
+
+def test_an_interrupt_while_a_process_starts_leaves_none(monkeypatch):
+    """The process is there, but the pool does not know it yet."""
+    before, go_on = workers(), ProcessPoolExecutor._start_executor_manager_thread
+
+    def interrupted(pool):
+        assert len(workers()) > len(before)
+        os.kill(os.getpid(), signal.SIGINT)
+        go_on(pool)
+
+    monkeypatch.setattr(ProcessPoolExecutor, "_start_executor_manager_thread", interrupted)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), LocalExecutor(1) as executor:
+            list(executor.run(toy.square, range(2)))
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert workers() == before
+
+
+def test_processes_can_be_started_ahead():
+    with LocalExecutor(2) as executor:
+        before = workers()
+        executor.start("colorsys")
+        started = [worker.pid for worker in workers() if worker not in before]
+        assert len(started) == 2
+        pids = {pid for _, (pid, *_) in executor.run(toy.environment, range(6))}
+        assert pids <= set(started)
+        assert dict(executor.run(toy.is_imported, ["colorsys"])) == {0: True}
 
 
 @pytest.mark.parametrize(("name", "value"), [("workers", 0), ("workers", -1), ("retries", -1)])

@@ -6,7 +6,7 @@ from dataclasses import astuple, replace
 import pytest
 
 from search import STRATEGIES, WORST_FITNESS, Archive, Evolution, LocalExecutor, RandomSearch, SearchError, search
-from search.loop import EXHAUSTED
+from search.novelty import EXHAUSTED
 
 from .toy import INITIAL, SPACE, DyingSphere, Inline, Sphere, fitness, sphere, unpack
 

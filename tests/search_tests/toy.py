@@ -3,6 +3,7 @@
 import os
 import signal
 import struct
+import sys
 import time
 from pathlib import Path
 
@@ -169,3 +170,7 @@ def leak(megabytes):
     """Keeps so much more memory at every call."""
     _LEAK.append(bytearray(os.urandom(2**20) * megabytes))
     return os.getpid(), len(_LEAK)
+
+
+def is_imported(module):
+    return module in sys.modules
