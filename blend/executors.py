@@ -18,20 +18,20 @@ from search.executor import Executor, LocalExecutor
 _unpacked: dict[str, str] = {}
 
 
-def open_executor(config: SearchConfig, workers: int, timeout: float | None) -> Executor:
-    """Starts or connects to the workers.
+def open_executor(config: SearchConfig) -> Executor:
+    """Starts or connects to the workers, before anything else is done.
 
     Raises:
         InputError: If they cannot be reached.
     """
     if config.executor == "local" or config.address is None:
-        return LocalExecutor(workers, timeout=timeout)
+        return LocalExecutor(config.workers, timeout=config.timeout)
     from search.dask_executor import DaskExecutor
 
     try:
         return DaskExecutor(config.address)
     except SearchError as error:
-        raise InputError(str(error)) from error
+        raise InputError(f"--{error}") from error  # it begins with the name of the parameter
 
 
 @dataclass(frozen=True)

@@ -48,48 +48,52 @@ def start(config: SearchConfig, folder: Path) -> Run:
         Interrupted: If the run was stopped; its state is saved.
     """
     check_free(folder)
-    problem = prepare(config)
-    problem.check_reachable()
-    run = Run.create(folder, config)
-    with run.writing():
-        problem.table.save(run.folder / SCORES)
-        run.commit({"status": "running", "identity": problem.identity, "unpruned_cost": problem.cost.full})
-        _Execution(run, problem, config.workers, config.timeout).go()
+    with open_executor(config) as executor:
+        problem = prepare(config)
+        problem.check_reachable()
+        run = Run.create(folder, config)
+        with run.writing():
+            problem.table.save(run.folder / SCORES)
+            run.commit({"status": "running", "identity": problem.identity, "unpruned_cost": problem.cost.full})
+            _Execution(run, problem, executor).go()
     return run
 
 
-def resume(run: Run, workers: int | None = None, timeout: float | None = None) -> Run:
+def resume(run: Run, **elsewhere: Any) -> Run:
     """Goes on with a run that was stopped or whose process is gone, exactly where its last commit was.
 
     Relative paths in the task's options count from the folder that the search was started in.
 
+    Args:
+        run: The run.
+        elsewhere: ``workers``, ``timeout``, ``executor`` and ``address`` that take the place of what it began with.
+
     Raises:
-        InputError: If it is running or finished, or the task is not what it was.
+        InputError: If it is running or finished, the task is not what it was, or the workers cannot be reached.
     """
     run.check_resumable()
     here = Run(run.folder.resolve())
-    config = here.config
+    config = here.config.moved(**elsewhere)
     if not Path(config.directory).is_dir():
         raise InputError(f"run '{run.name}' cannot go on: '{config.directory}', where it was started, is gone")
-    with here.writing(), chdir(config.directory):
+    with here.writing(), chdir(config.directory), open_executor(config) as executor:
         problem = prepare(config, here.folder / SCORES)
         for what, digest in problem.identity.items():
             if here.get("identity")[what] != digest:
                 raise InputError(f"run '{run.name}' cannot go on: the task's {what} is not what the run began with")
         here.commit({"status": "running", "error": None})
-        _Execution(here, problem, workers or config.workers, timeout or config.timeout).go()
+        _Execution(here, problem, executor).go()
     return run
 
 
 class _Execution:
     """One process' work on a run. Every stage leaves its result in the folder and is skipped when it is there."""
 
-    def __init__(self, run: Run, problem: Problem, workers: int, timeout: float | None) -> None:
+    def __init__(self, run: Run, problem: Problem, executor: Executor) -> None:
         self.run = run
         self.problem = problem
         self.config = problem.config
-        self.workers = workers
-        self.timeout = timeout
+        self.executor = executor
         self.archive = Archive(run.evaluations())
         self.started = time.monotonic() - float(run.get("seconds", 0.0))
         scratch = str((run.folder / WORK).resolve())
@@ -103,8 +107,8 @@ class _Execution:
             self.config.cost, self.config.fitness, self.config.recalibration_images, self.config.batch_size
         )
         self.workspace.write(self.problem.task, self.problem.graph, self.problem.splits, settings)
-        executor = open_executor(self.config, self.workers, self.timeout)
-        with Interruption(self.run) as interruption, executor:
+        executor = self.executor
+        with Interruption(self.run) as interruption:
             try:
                 self._baselines(executor, interruption)
                 self._choose_precision(executor, interruption)
@@ -126,11 +130,12 @@ class _Execution:
         masks = [whole, *(mask for baseline in self.problem.baselines for mask in baseline.masks)]
         done = len(self.archive.history("baseline"))
         with progress("baselines", len(masks), done) as bar:
-            for first in range(done, len(masks), HANDFUL * self.workers):
+            while done < len(masks):
                 interruption.check()
-                some = [pack(mask) for mask in masks[first : first + HANDFUL * self.workers]]
+                some = [pack(mask) for mask in masks[done : done + HANDFUL * max(1, executor.workers)]]
                 evaluations = evaluate_all(self.evaluate, self.archive, executor, some, phase="baseline")
                 self._keep(evaluations)
+                done += len(some)
                 bar.advance(len(some))
         self._check_baselines()
 

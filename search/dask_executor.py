@@ -45,9 +45,14 @@ class DaskExecutor:
         try:
             self._client: Any = distributed.Client(address, timeout=10, set_as_default=False)
         except (OSError, ValueError) as error:
-            reason = str(error).partition("\n")[0]
-            raise SearchValueError(f"address must be that of a dask scheduler, got {address!r}: {reason}") from error
+            rule, reason = "address must be that of a running dask scheduler", str(error).partition("\n")[0]
+            raise SearchValueError(f"{rule}, got {address!r}: {reason}") from error
         self._shared: tuple[str, Any] = ("", None)
+
+    @property
+    def workers(self) -> int:
+        """How many there are now."""
+        return len(self._client.nthreads())
 
     def run(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R | Failure]]:
         """Yield (index, result) for every item, in the order of completion; see `Executor`."""

@@ -27,6 +27,11 @@ GENEROSITY = 100  # and as many times the median
 class Executor(Protocol):
     """Runs a function on many items, somewhere."""
 
+    @property
+    def workers(self) -> int:
+        """How many items run at once, now."""
+        ...
+
     def run(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R | Failure]]:
         """Yield (index, result) for every item, in the order of completion."""
         ...

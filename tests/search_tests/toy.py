@@ -56,6 +56,8 @@ class Sphere:
 class Inline:
     """Runs in the driver and delivers backwards."""
 
+    workers = 1
+
     def __init__(self):
         self.ran = []
 
