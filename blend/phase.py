@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blend.config import TIMED_EVALUATIONS
 from blend.course import generation_record, key, say_when_dry
 from blend.errors import BlendError
 from blend.limits import Target, duration, ending
-from blend.objective import BlendObjective
 from blend.progress import Progress, progress, say
 from blend.runs import Run
 from search.archive import Archive, Evaluation
@@ -18,6 +17,9 @@ from search.errors import SearchError
 from search.executor import Executor
 from search.loop import search
 from search.strategy import Strategy
+
+if TYPE_CHECKING:
+    from blend.objective import BlendObjective
 
 CONTROL = "random"
 FINAL = {"search": "search-final", CONTROL: "random-final"}
