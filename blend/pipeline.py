@@ -26,7 +26,7 @@ from blend.precision import AGREEMENT, MASKS, WORTHWHILE, agreement, finalists, 
 from blend.problem import Problem, prepare
 from blend.progress import progress, say
 from blend.runs import EXPORT, FIGURE, SCORES, WORK, Run, check_free
-from blend.signals import Interruption
+from blend.signals import Interruption, resume_command
 from search.archive import Archive, Evaluation
 from search.errors import SearchError
 from search.executor import Executor, Failure
@@ -118,11 +118,19 @@ class _Execution:
                 self._test(executor, interruption)
             except KeyboardInterrupt:
                 raise interruption.at_once() from None
+            except SearchError as error:
+                elsewhere = "" if self.config.executor == "local" else f"; go on with: {resume_command(self.run)}"
+                failed = BlendError(f"{error}{elsewhere}")
+                self._record(failed, interruption)
+                raise failed from error
             except BlendError as error:
-                with suppress(BlendError):  # it may be the very thing that cannot be written
-                    self.run.commit({"status": interruption.status_after(error), "error": str(error)})
+                self._record(error, interruption)
                 raise
         self._export()
+
+    def _record(self, error: BlendError, interruption: Interruption) -> None:
+        with suppress(BlendError):  # it may be the very thing that cannot be written
+            self.run.commit({"status": interruption.status_after(error), "error": str(error)})
 
     def _baselines(self, executor: Executor, interruption: Interruption) -> None:
         """Judges the unpruned network and all opponents on held-out data, and saves a handful at a time."""

@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Hashable, Iterable
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
@@ -17,6 +18,7 @@ from search.patience import Trouble
 from search.worker import failure
 
 CONNECT = 10.0  # seconds that a scheduler has to answer
+KILLED = "KilledWorker: every worker that it was given to died"
 _ONE_AT_A_TIME = threading.Lock()  # functions may cache what is not safe for threads
 
 
@@ -57,7 +59,10 @@ class DaskExecutor(ClusterExecutor):
     def workers(self) -> int:
         """How many there are now; each runs one item at a time, however many threads it has."""
         self._check_connected()
-        return len(self._client.nthreads())
+        try:
+            return len(self._client.nthreads())
+        except OSError:  # the connection has just been lost
+            return 0
 
     def close(self) -> None:
         """Disconnect; the workers live on."""
@@ -79,12 +84,15 @@ class DaskExecutor(ClusterExecutor):
         if not handles:  # no worker
             time.sleep(seconds)
             return ()
-        with self._client.as_current(), suppress(TimeoutError):
-            return self._distributed.wait(handles, timeout=seconds, return_when="FIRST_COMPLETED").done  # type: ignore[no-any-return]
+        with self._client.as_current(), suppress(TimeoutError, CancelledError):
+            self._distributed.wait(handles, timeout=seconds, return_when="FIRST_COMPLETED")
         self._check_connected()
-        return ()
+        return [handle for handle in handles if handle.done()]
 
     def _check_connected(self) -> None:
+        """Wait while the client tries to connect again, for as long as a scheduler has to answer; then it is gone."""
+        while self._client.status == "connecting":
+            time.sleep(0.1)
         if self._client.status != "running":
             raise SearchError(f"the dask scheduler at {self.address} is gone")
 
@@ -92,11 +100,11 @@ class DaskExecutor(ClusterExecutor):
         self._places.pop(handle.key, None)
         if handle.status in ("lost", "cancelled"):
             self._check_connected()
-            return Lost(f"its result was {handle.status} with a worker")
+            return Lost(KILLED)  # with the last worker that held its cargo
         if handle.status == "error":
             error = handle.exception()
             if isinstance(error, self._distributed.KilledWorker):
-                return Trouble("KilledWorker: every worker that it was given to died")
+                return Trouble(KILLED)
             return Trouble(failure(error).reason)
         return handle.result()
 

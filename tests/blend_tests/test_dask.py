@@ -1,8 +1,5 @@
 """A real scheduler and real worker processes on the loopback: one is killed, one joins, and the result is the same."""
 
-import re
-import subprocess
-import sys
 import threading
 import time
 
@@ -15,50 +12,29 @@ from blend.errors import InputError, Interrupted
 from blend.pipeline import resume, start
 from blend.runs import EXPORT, Run
 from blend.signals import Interruption
+from tests.clusters import DaskWorkers, dask_scheduler
 
 from .test_pipeline import config, history
 
-SCHEDULER = "--host 127.0.0.1 --port 0 --no-dashboard"
 FEW = {"evaluations": 48, "random_search": False}
 
 
-def launch(kind, *arguments):
-    command = [sys.executable, "-m", f"distributed.cli.dask_{kind}", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def scheduler():
-    process = launch("scheduler", *SCHEDULER.split())
-    for line in process.stderr:
-        if found := re.search(r"Scheduler at:\s+(tcp://\S+)", line):
-            break
-    threading.Thread(target=process.stderr.read, daemon=True).start()
-    yield found[1]
-    process.kill()
-    process.wait()
+    with dask_scheduler() as (address, _):
+        yield address
 
 
 @pytest.fixture
-def worker(scheduler, tmp_path):
-    processes = []
-
-    def new():
-        folder = ["--local-directory", str(tmp_path / "scratch")]
-        process = launch("worker", scheduler, "--nthreads", "1", "--no-nanny", "--no-dashboard", *folder)
-        threading.Thread(target=process.stderr.read, daemon=True).start()
-        processes.append(process)
-        return process
-
-    yield new
-    for process in processes:
-        process.kill()
-        process.wait()
+def workers(scheduler, tmp_path):
+    workers = DaskWorkers(scheduler, tmp_path / "scratch")
+    yield workers
+    workers.end()
 
 
-def test_workers_die_and_join_and_the_result_is_that_of_a_local_run(scheduler, worker, tmp_path):
+def test_workers_die_and_join_and_the_result_is_that_of_a_local_run(scheduler, workers, tmp_path):
     local = start(config(**FEW), tmp_path / "local")
-    first, _ = worker(), worker()
+    first, _ = workers.start(nanny=False), workers.start(nanny=False)
     remote = config(**FEW, executor="dask", address=scheduler)
 
     midway = []
@@ -69,7 +45,7 @@ def test_workers_die_and_join_and_the_result_is_that_of_a_local_run(scheduler, w
         time.sleep(2.0)
         midway.append(not (tmp_path / "remote" / EXPORT).exists())
         first.kill()
-        worker()
+        workers.start()
 
     thread = threading.Thread(target=disturb)
     thread.start()
@@ -93,7 +69,7 @@ def test_an_address_is_needed_and_must_answer_before_any_work(tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_run_goes_on_elsewhere(scheduler, worker, tmp_path, monkeypatch):
+def test_a_run_goes_on_elsewhere(scheduler, workers, tmp_path, monkeypatch):
     few = {**FEW, "evaluations": 24}
     local = start(config(**few), tmp_path / "local")
     with monkeypatch.context() as patch:
@@ -106,7 +82,7 @@ def test_a_run_goes_on_elsewhere(scheduler, worker, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"--address must be .* dask scheduler, got 'tcp://127\.0\.0\.1:1'"):
         resume(moved, executor="dask", address="tcp://127.0.0.1:1")
     assert moved.status == "interrupted"
-    worker()
+    workers.start()
     assert main(["resume", str(moved.folder), "--executor", "dask", "--address", scheduler]) == 0
     assert moved.config.executor == "local"
     assert history(moved) == history(local)

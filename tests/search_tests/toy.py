@@ -135,6 +135,13 @@ class DyingSphere:
         return sphere(phenotype)
 
 
+def fatal_sphere(phenotype):
+    """Always kills its worker at about one phenotype in eleven."""
+    if sum(phenotype) % 11 == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return sphere(phenotype)
+
+
 def hang_at_three(item):
     if item == 3:
         time.sleep(60)
