@@ -124,28 +124,30 @@ def search(
 def resume(
     run: options.RunArgument,
     workers: Annotated[str | None, typer.Option(metavar="N", help="Worker processes; as before by default.")] = None,
+    executor: options.OtherExecutor = None,
+    address: options.Address = None,
     timeout: options.Timeout = None,
     runs_dir: options.RunsDir = RUNS,
     as_json: options.Json = False,
 ) -> None:
     """Go on with a run exactly where it was stopped, killed or lost its machine.
 
-    The result is the same as if it had never stopped, with any number of workers. Relative paths given to the search
-    still count from the folder that it was started in. Candidates that were recorded as failed are not tried again.
+    The result is the same as if it had never stopped, with any number of workers, wherever they are. Relative paths
+    given to the search still count from the folder that it was started in. Candidates that were recorded as failed are
+    not tried again.
     """
-    from blend.config import search_config
     from blend.runs import open_run
     from blend.signals import stopping_at_once
 
     found = open_run(runs_dir, run)
     found.check_resumable()
-    given = {name: value for name, value in {"workers": workers, "timeout": timeout}.items() if value is not None}
-    config = search_config(**{**found.config.model_dump(), **given})
+    elsewhere = {"workers": workers, "timeout": timeout, "executor": executor, "address": address}
+    found.config.moved(**elsewhere)
 
     with stopping_at_once(found.folder):
         from blend.pipeline import resume as go_on
 
-        _finish(go_on(found, config.workers, config.timeout), as_json)
+        _finish(go_on(found, **elsewhere), as_json)
 
 
 @app.command("list", epilog="Example:  blend list --runs-dir /data/runs")

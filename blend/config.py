@@ -65,6 +65,17 @@ class SearchConfig(BaseModel):
         """The task's name without the folders of a file."""
         return task_title(self.task)
 
+    def moved(self, **elsewhere: Any) -> SearchConfig:
+        """The same with other ``workers``, ``timeout``, ``executor`` or ``address``; what is None stays as it is.
+
+        Raises:
+            InputError: If that breaks a rule.
+        """
+        given = {name: value for name, value in elsewhere.items() if value is not None}
+        if given.get("executor", self.executor) != self.executor:
+            given.setdefault("address", None)  # the old one is of no use there
+        return search_config(**{**self.model_dump(), **given})
+
     @field_validator("task")
     @classmethod
     def _findable_from_anywhere(cls, value: str) -> str:
@@ -90,8 +101,11 @@ class SearchConfig(BaseModel):
     @field_validator("address")
     @classmethod
     def _given_where_needed(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is None and info.data.get("executor") == "dask":
+        executor = info.data.get("executor")
+        if value is None and executor == "dask":
             raise ValueError("must be given with executor dask, like tcp://host:8786")
+        if value is not None and executor == "local":
+            raise ValueError(f"must be used with executor dask, got {value!r} with 'local'")
         return value
 
     @field_validator("clusters", mode="before")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import pickle
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -12,36 +13,46 @@ from typing import Any
 from blend.config import SearchConfig
 from blend.errors import InputError
 from blend.evaluation import Workspace
+from search.cargo import Cargo
 from search.errors import SearchError
 from search.executor import Executor, LocalExecutor
 
 _unpacked: dict[str, str] = {}
 
 
-def open_executor(config: SearchConfig, workers: int, timeout: float | None) -> Executor:
-    """Starts workers, which get ready meanwhile, or connects to them.
+def open_executor(config: SearchConfig) -> Executor:
+    """Starts workers, which get ready meanwhile, or connects to them, before anything else is done.
 
     Raises:
         InputError: If they cannot be reached.
     """
     if config.executor == "local" or config.address is None:
-        executor = LocalExecutor(workers, timeout=timeout)
+        executor = LocalExecutor(config.workers, timeout=config.timeout)
         executor.start("blend.evaluation")
         return executor
     from search.dask_executor import DaskExecutor
 
     try:
-        return DaskExecutor(config.address)
+        return DaskExecutor(config.address, config.timeout)
     except SearchError as error:
-        raise InputError(str(error)) from error
+        raise InputError(f"--{error}") from error  # it begins with the name of the parameter
 
 
 @dataclass(frozen=True)
-class ShippedWorkspace(Workspace):
+class ShippedWorkspace(Workspace, Cargo):
     """A workspace for workers on other machines: pickled, it is its files; unpickled, a local workspace with them.
 
     The task's file or module must be importable there under the same name.
     """
+
+    @property
+    def key(self) -> str:
+        """The token: one for each writing."""
+        return self.token
+
+    def pack(self) -> bytes:
+        """The pickled files."""
+        return pickle.dumps(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         files = {path.name: path.read_bytes() for path in sorted(Path(self.folder).iterdir())}

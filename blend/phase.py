@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from blend.config import TIMED_EVALUATIONS
 from blend.course import generation_record, key, say_when_dry
-from blend.errors import BlendError
 from blend.limits import Target, duration, ending
 from blend.progress import Progress, progress, say
 from blend.runs import CONTROL, POLISH, SEARCH, Run
 from search.archive import Archive, Evaluation
-from search.errors import SearchError
 from search.executor import Executor
 from search.loop import search
 from search.strategy import Strategy
@@ -59,16 +57,13 @@ class Phase:
         """Searches until there is a reason to end, and returns it; ``stopped`` is not the end."""
         self.shown = self._position()
         with progress(TITLES[self.name], self._length(), self.shown) as bar:
-            try:
-                outcome = search(
-                    self.strategy, objective, self.archive, executor,
-                    phase=self.name, evaluations=self.budget, **self._limits(), should_stop=self._should_stop,
-                    against=objective.against if self.config.racing else None,
-                    on_evaluation=lambda done_now, *_: self._show(bar, done_now),
-                    on_generation=lambda evaluations, state: self._commit(bar, evaluations, state),
-                )  # fmt: skip
-            except SearchError as error:
-                raise BlendError(str(error)) from error
+            outcome = search(
+                self.strategy, objective, self.archive, executor,
+                phase=self.name, evaluations=self.budget, **self._limits(), should_stop=self._should_stop,
+                against=objective.against if self.config.racing else None,
+                on_evaluation=lambda done_now, *_: self._show(bar, done_now),
+                on_generation=lambda evaluations, state: self._commit(bar, evaluations, state),
+            )  # fmt: skip
         if outcome != "stopped":
             self.run.commit({f"{self.name}-ended": outcome, **self.clock()})
             if self.name == SEARCH:

@@ -29,7 +29,7 @@ from blend.precision import AGREEMENT, MASKS, WORTHWHILE, agreement, finalists, 
 from blend.problem import Problem, prepare
 from blend.progress import progress, say
 from blend.runs import CONTROL, EXPORT, FIGURE, FINAL, POLISH, SCORES, SEARCH, WORK, Run, check_free
-from blend.signals import Interruption
+from blend.signals import Interruption, resume_command
 from search.archive import Archive, Evaluation
 from search.errors import SearchError
 from search.executor import Executor, Failure
@@ -51,53 +51,52 @@ def start(config: SearchConfig, folder: Path) -> Run:
         Interrupted: If the run was stopped; its state is saved.
     """
     check_free(folder)
-    with open_executor(config, config.workers, config.timeout) as executor:
+    with open_executor(config) as executor:
         problem = prepare(config)
         problem.check_reachable()
         run = Run.create(folder, config)
         with run.writing():
             problem.table.save(run.folder / SCORES)
             run.commit({"status": "running", "identity": problem.identity, "unpruned_cost": problem.cost.full})
-            _Execution(run, problem, config.workers).go(executor)
+            _Execution(run, problem, executor).go()
     return run
 
 
-def resume(run: Run, workers: int | None = None, timeout: float | None = None) -> Run:
+def resume(run: Run, **elsewhere: Any) -> Run:
     """Goes on with a run that was stopped or whose process is gone, exactly where its last commit was.
 
     Relative paths in the task's options count from the folder that the search was started in.
 
+    Args:
+        run: The run.
+        elsewhere: ``workers``, ``timeout``, ``executor`` and ``address`` that take the place of what it began with.
+
     Raises:
-        InputError: If it is running or finished, or the task is not what it was.
+        InputError: If it is running or finished, the task is not what it was, or the workers cannot be reached.
     """
     run.check_resumable()
     here = Run(run.folder.resolve())
-    config = here.config
+    config = here.config.moved(**elsewhere)
     if not Path(config.directory).is_dir():
         raise InputError(f"run '{run.name}' cannot go on: '{config.directory}', where it was started, is gone")
-    workers = workers or config.workers
-    with (
-        here.writing(),
-        chdir(config.directory),
-        open_executor(config, workers, timeout or config.timeout) as executor,
-    ):
+    with here.writing(), chdir(config.directory), open_executor(config) as executor:
         problem = prepare(config, here.folder / SCORES)
         for what, digest in problem.identity.items():
             if here.get("identity")[what] != digest:
                 raise InputError(f"run '{run.name}' cannot go on: the task's {what} is not what the run began with")
         here.commit({"status": "running", "error": None})
-        _Execution(here, problem, workers).go(executor)
+        _Execution(here, problem, executor).go()
     return run
 
 
 class _Execution:
     """One process' work on a run. Every stage leaves its result in the folder and is skipped when it is there."""
 
-    def __init__(self, run: Run, problem: Problem, workers: int) -> None:
+    def __init__(self, run: Run, problem: Problem, executor: Executor) -> None:
         self.run = run
         self.problem = problem
         self.config = problem.config
-        self.workers = workers
+        self.executor = executor
         self.archive = Archive(run.evaluations())
         self.started = time.monotonic() - float(run.get("seconds", 0.0))
         scratch = str((run.folder / WORK).resolve())
@@ -105,12 +104,13 @@ class _Execution:
         self.workspace = kind(scratch, self.config.task, token=f"{os.getpid()}-{time.time_ns()}")
         self.evaluate = HeldoutEvaluation(self.workspace)
 
-    def go(self, executor: Executor) -> None:
+    def go(self) -> None:
         """Every stage in order."""
         settings = Settings(
             self.config.cost, self.config.fitness, self.config.recalibration_images, self.config.batch_size
         )
         self.workspace.write(self.problem.task, self.problem.graph, self.problem.splits, settings)
+        executor = self.executor
         with Interruption(self.run) as interruption:
             try:
                 self._baselines(executor, interruption)
@@ -121,11 +121,19 @@ class _Execution:
                 self._test(executor, interruption)
             except KeyboardInterrupt:
                 raise interruption.at_once() from None
+            except SearchError as error:
+                elsewhere = "" if self.config.executor == "local" else f"; go on with: {resume_command(self.run)}"
+                failed = BlendError(f"{error}{elsewhere}")
+                self._record(failed, interruption)
+                raise failed from error
             except BlendError as error:
-                with suppress(BlendError):  # it may be the very thing that cannot be written
-                    self.run.commit({"status": interruption.status_after(error), "error": str(error)})
+                self._record(error, interruption)
                 raise
         self._export()
+
+    def _record(self, error: BlendError, interruption: Interruption) -> None:
+        with suppress(BlendError):  # it may be the very thing that cannot be written
+            self.run.commit({"status": interruption.status_after(error), "error": str(error)})
 
     def _phases(self) -> list[str]:
         """The searches of this run, in order."""
@@ -138,11 +146,12 @@ class _Execution:
         masks = [whole, *(mask for baseline in self.problem.baselines for mask in baseline.masks)]
         done = len(self.archive.history("baseline"))
         with progress("baselines", len(masks), done) as bar:
-            for first in range(done, len(masks), HANDFUL * self.workers):
+            while done < len(masks):
                 interruption.check()
-                some = [pack(mask) for mask in masks[first : first + HANDFUL * self.workers]]
+                some = [pack(mask) for mask in masks[done : done + HANDFUL * max(1, executor.workers)]]
                 evaluations = evaluate_all(self.evaluate, self.archive, executor, some, phase="baseline")
                 self._keep(evaluations)
+                done += len(some)
                 bar.advance(len(some))
         self._check_baselines()
 

@@ -1,132 +1,135 @@
 """Evaluations on the workers of a dask cluster, which may join, leave and die meanwhile."""
 
-import hashlib
+import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Hashable, Iterable
+from concurrent.futures import CancelledError
+from contextlib import suppress
+from functools import partial
 from importlib import import_module
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any
+from uuid import uuid4
 
-import cloudpickle
-
+from search.cargo import Cargo, Parcel, call
+from search.cluster import ClusterExecutor, Lost
 from search.errors import SearchError, SearchValueError
-from search.worker import Failure, failure
+from search.patience import Trouble
+from search.worker import failure
 
-T = TypeVar("T")
-R = TypeVar("R")
-
+CONNECT = 10.0  # seconds that a scheduler has to answer
+KILLED = "KilledWorker: every worker that it was given to died"
 _ONE_AT_A_TIME = threading.Lock()  # functions may cache what is not safe for threads
 
 
-class DaskExecutor:
-    """Workers of a running dask scheduler, however many there are.
+class DaskExecutor(ClusterExecutor):
+    """Workers of a running dask scheduler.
 
-    The function travels once per worker, not once per item, so it may carry what the items have in common. An item
-    whose worker died is run on another by dask itself (three times); one that raised gets one more try here. Hanging
-    items are not ended: dask runs them in threads.
+    Dask runs an item whose worker died on another, three times. As it runs items in threads, one that hangs is ended
+    with its worker process, which the worker's nanny starts anew; a worker without a nanny is lost then.
 
     Args:
         address: Of the scheduler, like ``tcp://host:8786``.
-        retries: How often items are sent again after what they need was lost with a worker.
+        timeout: As for `ClusterExecutor`.
 
     Raises:
         SearchError: If distributed is not installed.
         SearchValueError: If no scheduler answers there.
     """
 
-    def __init__(self, address: str, retries: int = 3) -> None:
+    def __init__(self, address: str, timeout: float | None = None) -> None:
         """Connect."""
+        super().__init__(timeout)
         try:
-            distributed: Any = import_module("distributed")
+            self._distributed: Any = import_module("distributed")
         except ImportError as error:
             raise SearchError("executor dask needs the package distributed: pip install distributed") from error
-        self.retries = retries
-        self._distributed = distributed
+        self.address = address
         try:
-            self._client: Any = distributed.Client(address, timeout=10, set_as_default=False)
+            self._client: Any = self._distributed.Client(address, timeout=CONNECT, set_as_default=False)
         except (OSError, ValueError) as error:
-            reason = str(error).partition("\n")[0]
-            raise SearchValueError(f"address must be that of a dask scheduler, got {address!r}: {reason}") from error
-        self._shared: tuple[str, Any] = ("", None)
+            rule, reason = "address must be that of a running dask scheduler", str(error).partition("\n")[0]
+            raise SearchValueError(f"{rule}, got {address!r}: {reason}") from error
+        self._sent: dict[str, Any] = {}
+        self._places: dict[str, str] = {}
+        self._topic = f"blend-{uuid4()}"
+        self._client.subscribe_topic(self._topic, lambda event: self._places.update([event[1]]))
 
-    def run(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R | Failure]]:
-        """Yield (index, result) for every item, in the order of completion; see `Executor`."""
-        tries = dict.fromkeys(range(len(items)), 0)
-        running = {self._submit(function, item): index for index, item in enumerate(items)}
+    @property
+    def workers(self) -> int:
+        """How many there are now; each runs one item at a time, however many threads it has."""
+        self._check_connected()
         try:
-            while running:
-                with self._client.as_current():
-                    done = self._distributed.wait(list(running), return_when="FIRST_COMPLETED").done
-                for future in done:
-                    index = running.pop(future)
-                    outcome, attempts = self._outcome(future)
-                    tries[index] += 1
-                    if tries[index] <= attempts:
-                        if future.status in ("lost", "cancelled"):
-                            self._shared = ("", None)
-                        running[self._submit(function, items[index])] = index
-                    else:
-                        yield index, outcome
-        finally:
-            if running:
-                self._client.cancel(list(running))
+            return len(self._client.nthreads())
+        except OSError:  # the connection has just been lost
+            return 0
 
     def close(self) -> None:
         """Disconnect; the workers live on."""
         self._client.close()
 
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
+    def _submit(self, sent: Parcel, item: Any) -> Any:
+        self._sent = cargo = {key: self._share(key, thing) for key, thing in sent.cargo.items()}
+        key = f"blend-{uuid4()}"
+        return self._client.submit(_run, self._topic, key, sent.pickled, cargo, item, key=key)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close."""
-        self.close()
+    def _share(self, key: str, cargo: Cargo) -> Any:
+        """The cargo on the cluster; sent anew only if it was lost."""
+        known = self._sent.get(key)
+        if known is not None and known.status == "finished":
+            return known
+        return self._client.scatter(_Packed(cargo.pack()), broadcast=True, hash=False)
 
-    def _submit(self, function: Callable[[T], R], item: T) -> Any:
-        return self._client.submit(_run, self._share(function), item, pure=False)
+    def _wait(self, handles: list[Any], seconds: float) -> Iterable[Any]:
+        if not handles:  # no worker
+            time.sleep(seconds)
+            return ()
+        with self._client.as_current(), suppress(TimeoutError, CancelledError):
+            self._distributed.wait(handles, timeout=seconds, return_when="FIRST_COMPLETED")
+        self._check_connected()
+        return [handle for handle in handles if handle.done()]
 
-    def _share(self, function: Callable[[T], R]) -> Any:
-        """The function's bytes on the cluster; sent anew only when they differ from the last ones or were lost."""
-        pickled = cloudpickle.dumps(function)
-        digest = hashlib.sha256(pickled).hexdigest()
-        known, shared = self._shared
-        if known != digest or shared.status != "finished":
-            shared = self._client.scatter(_Pickled(digest, pickled), broadcast=True, hash=False)
-            self._shared = (digest, shared)
-        return shared
+    def _check_connected(self) -> None:
+        """Wait while the client tries to connect again, for as long as a scheduler has to answer; then it is gone."""
+        while self._client.status == "connecting":
+            time.sleep(0.1)
+        if self._client.status != "running":
+            raise SearchError(f"the dask scheduler at {self.address} is gone")
 
-    def _outcome(self, future: Any) -> tuple[Any, int]:
-        """What came of an item, and how often such a thing is tried again."""
-        if future.status in ("lost", "cancelled"):
-            return Failure(f"its result was {future.status} with a worker"), self.retries
-        if future.status == "error":
-            error = future.exception()
-            killed = isinstance(error, self._distributed.KilledWorker)
-            return Failure("it killed several workers") if killed else failure(error), 0 if killed else 1
-        result = future.result()
-        return result, int(isinstance(result, Failure))
+    def _outcome(self, handle: Any) -> Any:
+        self._places.pop(handle.key, None)
+        if handle.status in ("lost", "cancelled"):
+            self._check_connected()
+            return Lost(KILLED)  # with the last worker that held its cargo
+        if handle.status == "error":
+            error = handle.exception()
+            if isinstance(error, self._distributed.KilledWorker):
+                return Trouble(KILLED)
+            return Trouble(failure(error).reason)
+        return handle.result()
+
+    def _place(self, handle: Any) -> Hashable:
+        return self._places.get(handle.key)
+
+    def _abandon(self, handle: Any) -> None:
+        self._cancel([handle])
+        place = self._places.pop(handle.key)
+        end = partial(self._client.run, os._exit, 1, workers=[place], on_error="ignore")
+        threading.Thread(target=end, daemon=True).start()  # what hangs may not even let its process answer to this
+
+    def _cancel(self, handles: list[Any]) -> None:
+        self._client.cancel(handles, force=True)
 
 
-class _Pickled:
-    """A function's bytes; unpickled once in each worker process."""
+class _Packed:
+    """Bytes that dask does not look into."""
 
-    def __init__(self, digest: str, pickled: bytes) -> None:
-        self.digest = digest
-        self.pickled = pickled
-
-
-_loaded: dict[str, Callable[[Any], Any]] = {}
+    def __init__(self, content: bytes) -> None:
+        self.content = content
 
 
-def _run(shared: _Pickled, item: Any) -> Any:
+def _run(topic: str, key: str, pickled: bytes, cargo: dict[str, _Packed], item: Any) -> Any:
+    worker: Any = import_module("distributed").get_worker()
     with _ONE_AT_A_TIME:
-        try:
-            if shared.digest not in _loaded:
-                _loaded.clear()
-                _loaded[shared.digest] = cloudpickle.loads(shared.pickled)
-            return _loaded[shared.digest](item)
-        except Exception as error:  # noqa: BLE001 - one item's error is its result
-            return failure(error)
+        worker.log_event(topic, (key, worker.address))
+        return call(pickled, {name: partial(getattr, packed, "content") for name, packed in cargo.items()}, item)

@@ -2,30 +2,30 @@
 
 import re
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
-from statistics import median
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 from search.errors import SearchValueError
+from search.patience import AS_ASKED, Patience, Trouble, hangs
 from search.worker import Answer, Worker, died, failure, imported
 from search.worker import Failure as Failure  # part of what an executor answers
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-_TICK = 1.0  # seconds between two looks at what runs
-_AS_ASKED = 10**6  # retries, limited by the parameter
-PATIENCE = 3600.0  # seconds that an item may take while nothing is known of how long they take
-SHORTEST = 300.0  # the least that is ever granted, as a worker may have to load everything first
-GENEROSITY = 100  # and as many times the median
+TICK = 1.0  # seconds between two looks at what runs
 
 
 class Executor(Protocol):
     """Runs a function on many items, somewhere."""
+
+    @property
+    def workers(self) -> int:
+        """How many items run at once, now."""
+        ...
 
     def run(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R | Failure]]:
         """Yield (index, result) for every item, in the order of completion."""
@@ -74,20 +74,10 @@ class LocalExecutor:
             raise SearchValueError(f"workers must be at least 1, got {workers}")
         if retries < 0:
             raise SearchValueError(f"retries must be at least 0, got {retries}")
-        if timeout is not None and not timeout > 0:
-            raise SearchValueError(f"timeout must be greater than 0 seconds, got {timeout}")
         self.workers = workers
         self.retries = retries
-        self.timeout = timeout
+        self.patience = Patience(timeout)
         self._workers = [Worker(growth) for _ in range(workers)]
-        self._seconds: deque[float] = deque(maxlen=1000)
-
-    @property
-    def limit(self) -> float:
-        """Seconds after which an item hangs."""
-        if self.timeout is not None:
-            return self.timeout
-        return max(SHORTEST, GENEROSITY * median(self._seconds)) if self._seconds else PATIENCE
 
     def run(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R | Failure]]:
         """Yield (index, result) for every item, in the order of completion.
@@ -103,10 +93,10 @@ class LocalExecutor:
         Raises:
             KeyboardInterrupt: Ctrl-C in the driver; the workers are ended.
         """
-        suspects: list[tuple[_Job, _Trouble]] = []
+        suspects: list[tuple[_Job, Trouble]] = []
         try:
             for job, outcome in self._attempt(function, items, range(len(items)), self._workers):
-                if isinstance(outcome, _Trouble):
+                if isinstance(outcome, Trouble):
                     suspects.append((job, outcome))
                 else:
                     yield job.index, outcome
@@ -136,20 +126,20 @@ class LocalExecutor:
         """Close."""
         self.close()
 
-    def _retried(self, function: Callable[[T], R], items: Sequence[T], job: "_Job", trouble: "_Trouble") -> R | Failure:
+    def _retried(self, function: Callable[[T], R], items: Sequence[T], job: "_Job", trouble: Trouble) -> R | Failure:
         outcome: Any = trouble
         tries = 1
-        while isinstance(outcome, _Trouble) and tries <= min(self.retries, outcome.retries):
+        while isinstance(outcome, Trouble) and tries <= min(self.retries, outcome.retries):
             other = self._workers[(self._workers.index(job.worker) + 1) % self.workers]
             if other is job.worker:
                 other.end()
             [(job, outcome)] = self._attempt(function, items, [job.index], [other])
             tries += 1
-        return outcome.final(tries) if isinstance(outcome, _Trouble) else outcome
+        return outcome.final(tries) if isinstance(outcome, Trouble) else outcome
 
     def _attempt(
         self, function: Callable[[T], R], items: Sequence[T], indices: Iterable[int], workers: Sequence[Worker]
-    ) -> "Iterator[tuple[_Job, R | _Trouble]]":
+    ) -> "Iterator[tuple[_Job, R | Trouble]]":
         """Yield every item's job and outcome, in the order of completion, each item tried once."""
         waiting, free = iter(indices), list(workers)
         running: dict[Future[Answer], _Job] = {}
@@ -160,12 +150,12 @@ class LocalExecutor:
                 running[worker.submit(function, items[index])] = _Job(index, worker)
             if not running:
                 return
-            done = wait(running, timeout=_TICK, return_when=FIRST_COMPLETED).done
+            done = wait(running, timeout=TICK, return_when=FIRST_COMPLETED).done
             now = time.monotonic()
             for job in running.values():
-                job.seconds += min(now - looked, 2 * _TICK)  # what goes beyond, this process stood still itself
+                job.seconds += min(now - looked, 2 * TICK)  # what goes beyond, this process stood still itself
             looked = now
-            limit = self.limit
+            limit = self.patience.limit
             for future, job in list(running.items()):
                 if future in done or job.seconds > limit:
                     del running[future]
@@ -173,18 +163,18 @@ class LocalExecutor:
                     yield job, self._outcome(future, job, limit)
 
     def _outcome(self, future: Future[Answer], job: "_Job", limit: float) -> Any:
-        hangs = not future.done()  # asked before its end, which is the future's, too
-        if hangs or died(future):
+        late = not future.done()  # asked before its end, which is the future's, too
+        if late or died(future):
             job.worker.end()
-            return _Trouble(f"no answer within {limit:g} s", 1, counted=True) if hangs else _died(future)
+            return hangs(limit) if late else _died(future)
         error = future.exception()
         if isinstance(error, KeyboardInterrupt):
             raise error
         answer = future.result() if error is None else Answer(failure(error), 0)
         if isinstance(answer.result, Failure):
-            return _Trouble(answer.result.reason, 1)
+            return Trouble(answer.result.reason)
         job.worker.release_if_grown(answer.memory)
-        self._seconds.append(job.seconds)
+        self.patience.took(job.seconds)
         return answer.result
 
 
@@ -197,20 +187,8 @@ class _Job:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True)
-class _Trouble:
-    """What went wrong with an item, perhaps by accident, and how often to try again."""
-
-    reason: str
-    retries: int
-    counted: bool = False
-
-    def final(self, tries: int) -> Failure:
-        return Failure(f"{self.reason} ({tries} of {tries} tries)" if self.counted else self.reason)
-
-
-def _died(future: Future[Answer]) -> _Trouble:
+def _died(future: Future[Answer]) -> Trouble:
     told = re.search(r"exit codes of the workers are \{(.*?)\}", str(future.exception()))
     code = f", exit code {told[1]}" if told else ""
     hint = "; out of memory?" if "SIGKILL" in code else ""
-    return _Trouble(f"the worker died{code}{hint}", retries=_AS_ASKED, counted=True)
+    return Trouble(f"the worker died{code}{hint}", retries=AS_ASKED, counted=True)

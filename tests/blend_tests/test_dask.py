@@ -1,8 +1,5 @@
 """A real scheduler and real worker processes on the loopback: one is killed, one joins, and the result is the same."""
 
-import re
-import subprocess
-import sys
 import threading
 import time
 
@@ -10,53 +7,34 @@ import pytest
 
 pytest.importorskip("distributed")
 
-from blend.errors import InputError
-from blend.pipeline import start
-from blend.runs import EXPORT
+from blend.cli import run as main
+from blend.errors import InputError, Interrupted
+from blend.pipeline import resume, start
+from blend.runs import EXPORT, Run
+from blend.signals import Interruption
+from tests.clusters import DaskWorkers, dask_scheduler
 
 from .test_pipeline import config, history
 
-SCHEDULER = "--host 127.0.0.1 --port 0 --no-dashboard"
 FEW = {"evaluations": 48, "random_search": False}
 
 
-def launch(kind, *arguments):
-    command = [sys.executable, "-m", f"distributed.cli.dask_{kind}", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def scheduler():
-    process = launch("scheduler", *SCHEDULER.split())
-    for line in process.stderr:
-        if found := re.search(r"Scheduler at:\s+(tcp://\S+)", line):
-            break
-    threading.Thread(target=process.stderr.read, daemon=True).start()
-    yield found[1]
-    process.kill()
-    process.wait()
+    with dask_scheduler() as (address, _):
+        yield address
 
 
 @pytest.fixture
-def worker(scheduler, tmp_path):
-    processes = []
-
-    def new():
-        folder = ["--local-directory", str(tmp_path / "scratch")]
-        process = launch("worker", scheduler, "--nthreads", "1", "--no-nanny", "--no-dashboard", *folder)
-        threading.Thread(target=process.stderr.read, daemon=True).start()
-        processes.append(process)
-        return process
-
-    yield new
-    for process in processes:
-        process.kill()
-        process.wait()
+def workers(scheduler, tmp_path):
+    workers = DaskWorkers(scheduler, tmp_path / "scratch")
+    yield workers
+    workers.end()
 
 
-def test_workers_die_and_join_and_the_result_is_that_of_a_local_run(scheduler, worker, tmp_path):
+def test_workers_die_and_join_and_the_result_is_that_of_a_local_run(scheduler, workers, tmp_path):
     local = start(config(**FEW), tmp_path / "local")
-    first, _ = worker(), worker()
+    first, _ = workers.start(nanny=False), workers.start(nanny=False)
     remote = config(**FEW, executor="dask", address=scheduler)
 
     midway = []
@@ -67,7 +45,7 @@ def test_workers_die_and_join_and_the_result_is_that_of_a_local_run(scheduler, w
         time.sleep(2.0)
         midway.append(not (tmp_path / "remote" / EXPORT).exists())
         first.kill()
-        worker()
+        workers.start()
 
     thread = threading.Thread(target=disturb)
     thread.start()
@@ -79,8 +57,33 @@ def test_workers_die_and_join_and_the_result_is_that_of_a_local_run(scheduler, w
     assert (run.folder / EXPORT).read_bytes() == (local.folder / EXPORT).read_bytes()
 
 
-def test_an_address_is_needed_and_must_answer(tmp_path):
+def test_an_address_is_needed_and_must_answer_before_any_work(tmp_path, capsys):
     with pytest.raises(InputError, match="address must be given with executor dask, like tcp://"):
-        start(config(executor="dask"), tmp_path / "one")
-    with pytest.raises(InputError, match=r"address must be that of a dask scheduler, got 'tcp://127\.0\.0\.1:1'"):
-        start(config(executor="dask", address="tcp://127.0.0.1:1"), tmp_path / "two")
+        config(executor="dask")
+    with pytest.raises(InputError, match="address must be used with executor dask, got 'tcp://here:1' with 'local'"):
+        config(address="tcp://here:1")
+    asked = ["search", "no_such_module:task", "--executor", "dask", "--address", "tcp://127.0.0.1:1"]
+    assert main([*asked, "--runs-dir", str(tmp_path / "runs")]) == 2
+    complaint = capsys.readouterr().err.splitlines()[-1]  # nothing has looked at the task, which there is not
+    assert complaint.startswith("error: --address must be that of a running dask scheduler, got 'tcp://127.0.0.1:1'")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_goes_on_elsewhere(scheduler, workers, tmp_path, monkeypatch):
+    few = {**FEW, "evaluations": 24}
+    local = start(config(**few), tmp_path / "local")
+    with monkeypatch.context() as patch:
+        patch.setattr(Interruption, "requested", lambda self: self.run.counts()["evaluations"] >= 8)
+        with pytest.raises(Interrupted):
+            start(config(**few), tmp_path / "moved")
+    moved = Run(tmp_path / "moved")
+    with pytest.raises(InputError, match="address must be given with executor dask"):
+        resume(moved, executor="dask")
+    with pytest.raises(InputError, match=r"--address must be .* dask scheduler, got 'tcp://127\.0\.0\.1:1'"):
+        resume(moved, executor="dask", address="tcp://127.0.0.1:1")
+    assert moved.status == "interrupted"
+    workers.start()
+    assert main(["resume", str(moved.folder), "--executor", "dask", "--address", scheduler]) == 0
+    assert moved.config.executor == "local"
+    assert history(moved) == history(local)
+    assert (moved.folder / EXPORT).read_bytes() == (local.folder / EXPORT).read_bytes()

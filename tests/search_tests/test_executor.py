@@ -137,16 +137,6 @@ def test_what_raises_once_is_run_in_another_process(executor, tmp_path):
     assert results == {i: i for i in (0, 1, 2, 4, 5)}
 
 
-def test_the_limit_follows_the_median():
-    executor = LocalExecutor(1)
-    assert executor.limit == 3600
-    executor._seconds.extend([1.0, 2.0, 1000.0])
-    assert executor.limit == 300
-    executor._seconds.extend([20.0, 30.0, 40.0])
-    assert executor.limit == 100 * 25.0
-    assert LocalExecutor(1, timeout=7.0).limit == 7.0
-
-
 def test_a_driver_that_stood_still_does_not_blame_its_workers(monkeypatch):
     with LocalExecutor(1, timeout=30.0) as executor:
         results = executor.run(toy.slow_first, [1, 0])

@@ -57,6 +57,8 @@ class Sphere:
 class Inline:
     """Runs in the driver and delivers backwards."""
 
+    workers = 1
+
     def __init__(self):
         self.ran = []
 
@@ -138,6 +140,13 @@ class DyingSphere:
             marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return sphere(phenotype)
+
+
+def fatal_sphere(phenotype):
+    """Always kills its worker at about one phenotype in eleven."""
+    if sum(phenotype) % 11 == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return sphere(phenotype)
 
 
 def hang_at_three(item):

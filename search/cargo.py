@@ -1,0 +1,88 @@
+"""Functions on their way to other machines: what is large travels to each worker process once."""
+
+import io
+import pickle
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import cloudpickle
+
+from search.worker import failure
+
+Fetch = Callable[[], bytes | memoryview]
+
+_held: dict[str, Any] = {}  # what this worker process was sent
+
+
+class Cargo(ABC):
+    """Something large that functions refer to, the same for many of them, such as the data of a run."""
+
+    @property
+    @abstractmethod
+    def key(self) -> str:
+        """What tells it from all other cargo; nothing is sent anew while this stays the same."""
+
+    @abstractmethod
+    def pack(self) -> bytes:
+        """Pickle of what takes its place in a worker."""
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A pickled function.
+
+    Attributes:
+        pickled: The function, with the keys of its cargo in the place of the cargo.
+        cargo: What it refers to, by key.
+    """
+
+    pickled: bytes
+    cargo: Mapping[str, Cargo]
+
+
+def parcel(function: Callable[..., Any]) -> Parcel:
+    """Take a function apart: it, which may be another for every generation, and its cargo."""
+    file = io.BytesIO()
+    packer = _Packer(file)
+    packer.dump(function)
+    return Parcel(file.getvalue(), packer.cargo)
+
+
+def call(pickled: bytes, fetch: Mapping[str, Fetch], item: Any) -> Any:
+    """Put a function together in a worker and call it.
+
+    Args:
+        pickled: Of the parcel.
+        fetch: How to get the cargo; called for what this process does not hold yet. It holds on to no other.
+        item: Passed to the function.
+
+    Returns:
+        What the function returned; a `Failure` if it raised.
+    """
+    try:
+        for key in set(_held) - set(fetch):
+            del _held[key]
+        for key in set(fetch) - set(_held):
+            _held[key] = pickle.loads(fetch[key]())
+        return _Unpacker(io.BytesIO(pickled)).load()(item)
+    except Exception as error:  # noqa: BLE001 - one item's error is its result
+        return failure(error)
+
+
+class _Packer(cloudpickle.Pickler):
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.cargo: dict[str, Cargo] = {}
+
+    def persistent_id(self, thing: object) -> str | None:
+        if not isinstance(thing, Cargo):
+            return None
+        self.cargo[thing.key] = thing
+        return thing.key
+
+
+class _Unpacker(pickle.Unpickler):
+    def persistent_load(self, key: str) -> Any:
+        return _held[key]

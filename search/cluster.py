@@ -1,0 +1,156 @@
+"""What executors on clusters share: how items are handed out, watched, tried again and given up."""
+
+import time
+from abc import ABC, abstractmethod
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from search.cargo import Parcel, parcel
+from search.executor import TICK
+from search.patience import Patience, Trouble, hangs
+from search.worker import Failure
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+LOSSES = 3  # times that an item's result may be lost before that is taken for its fault
+
+
+class Lost(Trouble):
+    """A result that was gone before it came, through no fault of the item."""
+
+
+class ClusterExecutor(ABC):
+    """Workers of a cluster, however many there are at the moment.
+
+    No more items are under way than there are workers, so that a worker that dies takes a single item with it. The
+    cluster's own scheduler runs an item whose worker died on another, a few times. What goes wrong nevertheless, raises
+    or takes too long is tried once more when all others are done, alone; what goes wrong again is a `Failure`.
+
+    A function travels with every item, its `Cargo` once to each worker.
+
+    Args:
+        timeout: As for `LocalExecutor`; it counts from when a worker takes up an item. What hangs costs its worker
+            process, which is ended.
+    """
+
+    def __init__(self, timeout: float | None = None) -> None:
+        """Keep the time limit; whoever inherits connects."""
+        self.patience = Patience(timeout)
+
+    @property
+    @abstractmethod
+    def workers(self) -> int:
+        """How many items run at once, now."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Disconnect."""
+
+    @abstractmethod
+    def _submit(self, sent: Parcel, item: Any) -> Any:
+        """Send an item on its way; return a handle on it."""
+
+    @abstractmethod
+    def _wait(self, handles: list[Any], seconds: float) -> Iterable[Any]:
+        """Return those that are done, after so long at most."""
+
+    @abstractmethod
+    def _outcome(self, handle: Any) -> Any:
+        """Return the result of one that is done, or a `Trouble`."""
+
+    @abstractmethod
+    def _place(self, handle: Any) -> Hashable:
+        """Return where it runs, and nothing while it waits."""
+
+    @abstractmethod
+    def _abandon(self, handle: Any) -> None:
+        """Give one up that hangs, with the process that it hangs in."""
+
+    @abstractmethod
+    def _cancel(self, handles: list[Any]) -> None:
+        """Forget those; nobody wants their results."""
+
+    def run(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R | Failure]]:
+        """Yield (index, result) for every item, in the order of completion; see `Executor`.
+
+        Raises:
+            SearchError: If the cluster is gone.
+        """
+        sent = parcel(function)
+        suspects: list[int] = []
+        for index, outcome in self._attempt(sent, items, range(len(items))):
+            if isinstance(outcome, Trouble):
+                suspects.append(index)
+            else:
+                yield index, outcome
+        for index in suspects:
+            [(_, outcome)] = self._attempt(sent, items, [index])
+            yield index, outcome.final(2) if isinstance(outcome, Trouble) else outcome
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def _attempt(self, sent: Parcel, items: Sequence[Any], indices: Iterable[int]) -> Iterator[tuple[int, Any]]:
+        """Yield every item's index and outcome, in the order of completion."""
+        waiting, losses = deque(indices), Counter[int]()
+        running: dict[Any, _Job] = {}
+        looked = time.monotonic()
+        try:
+            while waiting or running:
+                for _ in range(min(len(waiting), self.workers - len(running))):
+                    index = waiting.popleft()
+                    running[self._submit(sent, items[index])] = _Job(index)
+                done = self._wait(list(running), TICK)
+                looked, passed = time.monotonic(), min(time.monotonic() - looked, 2 * TICK)
+                for handle, job in running.items():
+                    job.watch(self._place(handle), passed)
+                for handle in done:
+                    job = running.pop(handle)
+                    outcome = self._judged(handle, job)
+                    losses[job.index] += isinstance(outcome, Lost)
+                    if isinstance(outcome, Lost) and losses[job.index] <= LOSSES:
+                        waiting.appendleft(job.index)
+                    else:
+                        yield job.index, outcome
+                limit = self.patience.limit
+                for handle, job in [(handle, job) for handle, job in running.items() if job.seconds > limit]:
+                    del running[handle]
+                    self._abandon(handle)
+                    yield job.index, hangs(limit)
+        finally:
+            if running:
+                self._cancel(list(running))
+
+    def _judged(self, handle: Any, job: "_Job") -> Any:
+        outcome = self._outcome(handle)
+        if isinstance(outcome, Failure):
+            return Trouble(outcome.reason)
+        if not isinstance(outcome, Trouble):
+            self.patience.took(job.seconds)
+        return outcome
+
+
+@dataclass
+class _Job:
+    """An item under way, where it runs, and the seconds that it was seen to run there."""
+
+    index: int
+    place: Hashable = None
+    seconds: float = 0.0
+
+    def watch(self, place: Hashable, passed: float) -> None:
+        if place != self.place:  # taken up, or anew by another worker
+            self.place, self.seconds = place, 0.0
+        elif place is not None:
+            self.seconds += passed

@@ -1,0 +1,159 @@
+"""Every executor on a cluster, held to the same: real schedulers, real worker processes, really killed."""
+
+import os
+import pickle
+import time
+from functools import partial
+
+import pytest
+
+from search import Archive, Evolution, Failure, LocalExecutor, SearchError, search
+from search.cargo import Cargo
+from tests.clusters import DaskWorkers, dask_scheduler
+
+from . import toy
+
+
+@pytest.fixture(scope="module")
+def dask(tmp_path_factory):
+    pytest.importorskip("distributed")
+    from search.dask_executor import DaskExecutor
+
+    with dask_scheduler(allowed_failures=1) as (address, _):
+        workers = DaskWorkers(address, tmp_path_factory.mktemp("dask"))
+        for _ in range(2):
+            workers.start()
+        yield partial(DaskExecutor, address)
+        workers.end()
+
+
+KILLED = {"dask": "KilledWorker: every worker that it was given to died"}
+
+
+@pytest.fixture(scope="module", params=["dask"])
+def cluster(request):
+    """Connects: (timeout) → executor; with what it says of an item that kills."""
+    return request.getfixturevalue(request.param), KILLED[request.param]
+
+
+@pytest.fixture(scope="module")
+def executor(cluster):
+    with cluster[0]() as executor:
+        deadline = time.monotonic() + 30
+        while executor.workers < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        yield executor
+
+
+class Heavy(Cargo):
+    """The number five, which leaves a line whenever it is packed."""
+
+    def __init__(self, file, key):
+        self.file, self._key = file, key
+
+    @property
+    def key(self):
+        return self._key
+
+    def pack(self):
+        with self.file.open("a") as file:
+            file.write("packed\n")
+        return pickle.dumps(5)
+
+
+def add(number, more, item):
+    return number + more + item, os.getpid()
+
+
+def test_every_item_once(executor):
+    assert dict(executor.run(toy.square, range(7))) == {i: i * i for i in range(7)}
+    assert list(executor.run(toy.square, [])) == []
+
+
+def test_an_exception_fails_its_item_only(executor):
+    results = dict(executor.run(toy.odd_fails, range(4)))
+    assert results == {0: 0, 1: Failure("ValueError: odd: 1"), 2: 2, 3: Failure("ValueError: odd: 3")}
+
+
+def test_what_raises_once_is_tried_again(executor, tmp_path):
+    results = dict(executor.run(toy.raise_once, [(str(tmp_path / "marker"), value) for value in range(5)]))
+    assert isinstance(results.pop(3), int)
+    assert results == {i: i for i in (0, 1, 2, 4)}
+
+
+def test_cargo_travels_once_however_many_functions_refer_to_it(executor, tmp_path):
+    heavy = Heavy(tmp_path / "log", str(tmp_path))
+    for more in range(3):
+        sums = [result[0] for _, result in executor.run(partial(add, heavy, more), range(4))]
+        assert sorted(sums) == [5 + more + item for item in range(4)]
+    assert (tmp_path / "log").read_text() == "packed\n"
+
+
+def test_a_killed_worker_loses_nothing(executor, tmp_path):
+    items = [(str(tmp_path / "marker"), value) for value in range(6)]
+    assert dict(executor.run(toy.die_once, items)) == dict(enumerate(range(6)))
+
+
+def test_what_always_kills_its_worker_fails_alone(executor, cluster):
+    results = dict(executor.run(toy.die_at_three, range(6)))
+    assert results == {3: Failure(cluster[1]), **{i: i for i in (0, 1, 2, 4, 5)}}
+
+
+def die_at_three_with(cargo, item):
+    return toy.die_at_three(item)
+
+
+def test_what_kills_every_worker_that_holds_the_cargo_fails_alone(executor, cluster, tmp_path):
+    function = partial(die_at_three_with, Heavy(tmp_path / "log", str(tmp_path)))
+    results = dict(executor.run(function, range(6)))
+    assert results == {3: Failure(cluster[1]), **{i: i for i in (0, 1, 2, 4, 5)}}
+
+
+def test_a_genome_that_kills_is_a_failed_evaluation_and_the_search_is_that_of_local_workers(executor, cluster):
+    histories = []
+    for where in (executor, local := LocalExecutor(2, retries=0)):
+        archive = Archive()
+        strategy = Evolution(toy.SPACE, population=8, seed=1, initial=toy.INITIAL)
+        search(strategy, toy.Sphere(toy.fatal_sphere, digits=0), archive, where, phase="search", evaluations=24)
+        histories.append([(e.genome, e.fitness, e.details, e.cached, e.error is None) for e in archive])
+        failed = {e.error for e in archive} - {None}
+        assert failed
+        assert where is local or failed == {cluster[1]}
+    local.close()
+    assert histories[0] == histories[1]
+
+
+def test_what_always_hangs_fails_alone_and_the_workers_are_free_again(cluster, executor):
+    with cluster[0](timeout=2.0) as impatient:
+        results = dict(impatient.run(toy.hang_at_three, range(6)))
+        assert results == {3: Failure("no answer within 2 s (2 of 2 tries)"), **{i: i for i in (0, 1, 2, 4, 5)}}
+        began = time.monotonic()
+        assert dict(impatient.run(toy.square, range(4))) == {i: i * i for i in range(4)}
+        assert time.monotonic() - began < 30  # what hangs sleeps for 60 s
+
+
+def test_an_abandoned_run_leaves_the_workers_to_others(executor):
+    results = executor.run(toy.slow_first, [1, 0, 0, 0, 0, 0])
+    assert next(results)[1] in (0, 1)
+    results.close()
+    assert dict(executor.run(toy.square, [3])) == {0: 9}
+
+
+def test_a_wrong_timeout_is_refused(cluster):
+    with pytest.raises(SearchError, match="timeout must be greater than 0 seconds, got -1"):
+        cluster[0](timeout=-1)
+
+
+def test_a_dask_scheduler_that_goes_is_told_of(tmp_path):
+    pytest.importorskip("distributed")
+    from search.dask_executor import DaskExecutor
+
+    with dask_scheduler() as (address, scheduler), DaskExecutor(address) as executor:
+        workers = DaskWorkers(address, tmp_path)
+        workers.start(nanny=False)
+        results = executor.run(toy.slow_first, [1] + [0] * 100)
+        next(results)
+        scheduler.kill()
+        with pytest.raises(SearchError, match=f"the dask scheduler at {address} is gone"):
+            list(results)
+        workers.end()
