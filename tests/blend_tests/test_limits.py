@@ -47,7 +47,7 @@ def test_a_target_is_reached_by_what_it_names():
 
 def test_every_reason_has_words():
     class Config:
-        evaluations, generations, time, target, patience = 600, 9, 5400.0, "metric=0.9", 5
+        evaluations, polish, generations, time, target, patience = 600, 0, 9, 5400.0, "metric=0.9", 5
 
     reasons = ("evaluations", "generations", "time", "target", "patience", "exhausted")
     words = {reason: ending(reason, Config) for reason in reasons}
