@@ -38,11 +38,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--evaluations", type=int, default=320)
+    parser.add_argument("--strategy", default="ga")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     config = search_config(
-        task=TASK, evaluations=asked.evaluations, population=8, criteria=("l1", "fpgm", "taylor_fo", "apoz")
-    )
+        task=TASK, strategy=asked.strategy, evaluations=asked.evaluations, polish=asked.evaluations // 8,
+        population=8, criteria=("l1", "fpgm", "taylor_fo", "apoz"),
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         counts = soak(config, Path(folder), asked.kills, random.Random(asked.seed))
     print(json.dumps(counts))
@@ -57,14 +59,14 @@ def soak(config: SearchConfig, folder: Path, kills: int, rng: random.Random) -> 
     span, expected = time.monotonic() - began, _outcome(reference)
     while counts["kills"] < kills:
         name = folder / f"search-{counts['searches']}"
-        while not _is_finished(name):
+        while not _is_finished(name) and not counts["unfinished"]:
             driver = _forked(config, name, workers=rng.choice((1, 2)))
             if counts["kills"] >= kills:
-                if _finish(driver) != 0:
-                    counts["unfinished"] += 1
-                    break
+                counts["unfinished"] += _finish(driver) != 0
             else:
                 _disturb(driver, name, span, rng, counts)
+        if counts["unfinished"]:
+            break
         counts["searches"] += 1
         counts["differences"] += _outcome(name) != expected
         print(f"{time.monotonic() - began:.0f} s  {dict(counts)}", file=sys.stderr, flush=True)
@@ -111,7 +113,7 @@ def _forked(config: SearchConfig, folder: Path, workers: int) -> int:
     try:
         sys.stderr = (folder.parent / "stderr.txt").open("a")
         if folder.exists():
-            resume(Run(folder), workers)
+            resume(Run(folder), workers=workers)
         else:
             start(config.model_copy(update={"workers": workers}), folder)
         code = 0

@@ -6,9 +6,15 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import candidates, collection, memory, startup
+from tests.benchmarks import candidates, collection, memory, searches, startup
 
-BENCHMARKS = {"candidates": candidates, "collection": collection, "memory": memory, "startup": startup}
+BENCHMARKS = {
+    "candidates": candidates,
+    "searches": searches,
+    "collection": collection,
+    "memory": memory,
+    "startup": startup,
+}
 
 
 def main(names: list[str]) -> None:

@@ -16,7 +16,6 @@ from multiprocessing import get_context
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torch_pruning as tp
 from torch import Tensor, nn
 
 from blend.budget import CostModel, keep_mask
@@ -27,6 +26,7 @@ from blend.tasks.networks import build_network
 from criteria import ChannelGraph
 from criteria.graph import Keep
 from search.executor import Failure, LocalExecutor
+from tests.benchmarks.peers import judged_by_loop, passes, pruned_copy
 from tests.benchmarks.timing import Row
 
 NETWORKS = ("resnet20", "resnet56", "vgg16_bn", "mobilenetv2")
@@ -110,7 +110,7 @@ class _Candidate:
                 "build": lambda: network.prune(self.keep),
                 "fp32": lambda: fp32.judge(self.keep, heldout),
                 "bf16": lambda: bf16.judge(self.keep, heldout),
-                "bare": lambda: _passes(folded, images.split(64)),
+                "bare": lambda: passes(folded, images.split(64)),
             }
         return self._sides
 
@@ -119,7 +119,7 @@ class _Candidate:
         return Judge(self.model, self.graph, F.cross_entropy, accuracy, images, settings)
 
     def others(self) -> dict[str, Callable[[], object]]:
-        """What is written around torch-pruning: copy, prune, recalibrate in training mode, evaluate."""
+        """What is written around torch-pruning."""
         return {
             "build by torch-pruning": self._pruned_copy,
             "loop": lambda: self._loop(250, torch.contiguous_format),
@@ -127,37 +127,14 @@ class _Candidate:
         }
 
     def _pruned_copy(self) -> nn.Module:
-        copied = copy.deepcopy(self.model)
-        dependencies = tp.DependencyGraph().build_dependency(copied, self.example, verbose=False)
-        for group, part in self.graph.split(self.keep):
-            module = copied.get_submodule(group.name)
-            removed = np.flatnonzero(~part).tolist()
-            if removed:
-                prune = tp.prune_linear_out_channels if isinstance(module, nn.Linear) else tp.prune_conv_out_channels
-                dependencies.get_pruning_group(module, prune, removed).prune()
-        return copied
+        return pruned_copy(self.model, self.graph, self.keep, self.example)
 
     def _loop(self, batch_size: int, memory_format: torch.memory_format) -> float:
-        network = self._pruned_copy().to(memory_format=memory_format)
-        images = self.images.to(memory_format=memory_format)
-        with torch.no_grad():
-            for module in network.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.reset_running_stats()
-                    module.momentum = None
-            network.train()
-            _passes(network, images[HELDOUT:].split(batch_size))
-            network.eval()
-            outputs = torch.cat([network(batch) for batch in images[:HELDOUT].split(batch_size)])
-            return float(F.cross_entropy(outputs, self.targets))
+        heldout = (self.images[:HELDOUT], self.targets)
+        return judged_by_loop(self._pruned_copy(), self.images[HELDOUT:], heldout, batch_size, memory_format)
 
 
 @cache
 def _candidate(name: str) -> _Candidate:
     return _Candidate(name)
 
-
-def _passes(network: nn.Module, batches: tuple[Tensor, ...]) -> None:
-    with torch.no_grad():
-        for batch in batches:
-            network(batch)
