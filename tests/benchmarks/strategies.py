@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for task, reduction in product(tasks, reductions):
         for seed, variant in product(seeds, variants):
             _run(given.folder, task, reduction, seed, variant, given.evaluations)
-        budgets = [n for n in BUDGETS if n <= given.evaluations]
+        budgets = [*(n for n in BUDGETS if n < given.evaluations), given.evaluations]
         print(f"\n{task}, reduction {reduction}, {len(seeds)} networks\n")
         print("\n".join(_table(given.folder, task, reduction, seeds, variants, budgets)), flush=True)
 
