@@ -45,6 +45,7 @@ bench-search: .venv/dev
 
 docs: .venv/dev
 	$(BIN)/python -m criteria.catalogue > docs/criteria.md
+	$(BIN)/python -m blend.schema
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -15,8 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor, nn
 
 from blend.budget import CostModel, floors, keep_mask
+from blend.document import checksum, not_one, read, write
 from blend.errors import InputError
 from blend.formula import Blender, GroupFormula
+from blend.identity import NetworkIdentity
 from blend.pruning import PrunedNetwork
 from criteria.graph import ChannelGraph, Keep
 from criteria.scores import ScoreTable
@@ -92,21 +94,22 @@ class BlendedGroup(_Strict):
         return tuple(own.get(channel, score) for channel, score in enumerate(self.scores))
 
 
-class NetworkIdentity(_Strict):
-    """Which network the scores belong to: layout for refusing, weights for telling retrained from same."""
+class CriterionRecord(_Strict):
+    """A criterion that speaks somewhere: as it is asked for, with the values of all its parameters."""
 
-    layout: str
-    weights: str
-    shapes: dict[str, tuple[int, ...]]
+    name: str
+    family: str
+    reference: str
+    parameters: dict[str, bool | int | float | str]
 
 
 class BlendedCriterion(_Strict):
-    """A blended criterion: what ``*.blend.json`` holds.
+    """A blended criterion: what ``*.blend.json`` holds, see `blend.document`.
 
     It is read without this software as easily as with it, and loading it never runs code.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     groups: Annotated[tuple[BlendedGroup, ...], Field(min_length=1)]
     normalisation: Literal["rank", "minmax", "z"]
     allocation: Literal["global", "uniform"]
@@ -114,39 +117,44 @@ class BlendedCriterion(_Strict):
     cost: Literal["macs", "params"]
     floor: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     calibration_loss: Literal["task", "squared_norm", "divergence"] = "task"
-    criteria: tuple[dict[str, Any], ...]
+    criteria: tuple[CriterionRecord, ...]
     network: NetworkIdentity
     task: dict[str, Any]
     seed: int
     metrics: dict[str, Any]
     versions: dict[str, str]
 
+    @model_validator(mode="after")
+    def _each_group_once(self) -> BlendedCriterion:
+        names = [group.name for group in self.groups]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"group '{name}' must be there once, got it {names.count(name)} times")
+        return self
+
     def save(self, path: str | Path) -> None:
-        """Writes the file, whole or not at all."""
-        path = Path(path)
-        draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
-        try:
-            draft.write_text(self.model_dump_json(indent=1) + "\n")
-            draft.replace(path)
-        except OSError as error:
-            draft.unlink(missing_ok=True)
-            raise InputError(f"cannot write '{path}': {error}") from error
+        """Writes the file, whole or not at all.
+
+        Raises:
+            InputError: If it cannot be written.
+        """
+        write(Path(path), json.loads(self.model_dump_json()))
 
     @classmethod
     def load(cls, path: str | Path) -> BlendedCriterion:
-        """Reads a file.
+        """Reads a file of this or an older schema version.
 
         Raises:
-            InputError: If it cannot be read or breaks the schema, naming the first place.
+            InputError: If it cannot be read, was changed after it was written, or breaks the schema, naming the first
+                place.
         """
+        document = read(Path(path))
         try:
-            return cls.model_validate_json(Path(path).read_bytes())
-        except OSError as error:
-            raise InputError(f"cannot read '{path}': {error}") from error
+            return cls.model_validate(document)
         except ValidationError as error:
             problem = error.errors()[0]
             place = ".".join(str(part) for part in problem["loc"]) or "document"
-            raise InputError(f"'{path}' is not a blended criterion: {place}: {problem['msg']}") from error
+            raise not_one(Path(path), f"{place}: {problem['msg']}") from error
 
     def frozen_scores(self, graph: ChannelGraph) -> dict[str, NDArray[np.float64]]:
         """The stored scores, per group of a network of the very same layout.
@@ -154,7 +162,7 @@ class BlendedCriterion(_Strict):
         Raises:
             InputError: If the layout differs, naming the first difference.
         """
-        self._check_layout(graph)
+        self.network.check_layout(graph)
         sizes = {group.name: group.size for group in graph.groups}
         for group in self.groups:
             if sizes.get(group.name) != group.size:
@@ -199,20 +207,30 @@ class BlendedCriterion(_Strict):
         )
 
     def prune(self, model: nn.Module, example_input: Tensor, reduction: float | None = None) -> nn.Module:
-        """A physically smaller copy of a network; recalibrate or fine-tune it afterwards."""
-        graph = ChannelGraph.build(model, example_input, ignore=self.task.get("ignore", ()))
-        return PrunedNetwork(model, graph).extract(self.keep_mask(graph, reduction))
+        """A physically smaller copy of a network; recalibrate or fine-tune it afterwards.
 
-    def _check_layout(self, graph: ChannelGraph) -> None:
-        if graph.fingerprint == self.network.layout:
-            return
-        for tensor, shape in self.network.shapes.items():
-            if graph.shapes.get(tensor) != shape:
-                raise InputError(
-                    f"the criterion belongs to another network: '{tensor}' has shape {graph.shapes.get(tensor)} here "
-                    f"and {shape} there"
-                )
-        raise InputError("the criterion belongs to another network: its layers have these shapes but other couplings")
+        Warns:
+            OtherWeightsWarning: The scores were computed on other weights of this layout.
+
+        Raises:
+            InputError: If the network has another layout, naming the first difference.
+        """
+        graph = ChannelGraph.build(model, example_input, ignore=self.task.get("ignore", ()))
+        keep = self.keep_mask(graph, reduction)
+        self.network.warn_of_other_weights(model)
+        return PrunedNetwork(model, graph).extract(keep)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a file of this version, as it is published in ``blend/schema``."""
+    schema = BlendedCriterion.model_json_schema()
+    schema["properties"]["checksum"] = {
+        "type": "string",
+        "pattern": "^sha256:[0-9a-f]{64}$",
+        "description": checksum.__doc__,
+    }
+    schema["required"].append("checksum")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def library_versions() -> dict[str, str]:

@@ -213,8 +213,12 @@ def export(
     without_corrections: options.WithoutCorrections = False,
     runs_dir: options.RunsDir = RUNS,
 ) -> None:
-    """Write the blended criterion of a finished run to a file for other pruners."""
-    from blend.runs import EXPORT, open_run
+    """Write the blended criterion of a finished run to a file for other pruners.
+
+    A FILE that ends in .csv or .npz gets a table instead, of one line per channel: its group, the blended score, and
+    the score by every single criterion.
+    """
+    from blend.runs import EXPORT, SCORES, open_run
 
     found = open_run(runs_dir, run)
     source = found.folder / EXPORT
@@ -224,9 +228,15 @@ def export(
         raise InputError(f"'{file}' exists; --force overwrites it")
 
     from blend.blended import BlendedCriterion
+    from blend.score_export import SUFFIXES, write_scores
+    from criteria.scores import ScoreTable
 
     criterion = BlendedCriterion.load(source)
-    (criterion.without_corrections() if without_corrections else criterion).save(file)
+    criterion = criterion.without_corrections() if without_corrections else criterion
+    if file.suffix in SUFFIXES:
+        write_scores(file, criterion, ScoreTable.load(found.folder / SCORES))
+    else:
+        criterion.save(file)
     print(f"wrote {file}", file=sys.stderr)
 
 

@@ -11,12 +11,13 @@ from blend.blended import (
     BlendedCriterion,
     BlendedGroup,
     Correction,
-    NetworkIdentity,
+    CriterionRecord,
     Spokesman,
     layer_names,
     library_versions,
 )
 from blend.formula import Formula
+from blend.identity import NetworkIdentity
 from blend.problem import Problem
 from criteria import CRITERIA
 
@@ -60,7 +61,10 @@ def blended_criterion(
         cost=config.cost,
         floor=config.floor,
         calibration_loss=config.calibration_loss,
-        criteria=tuple({"name": c.name, "family": c.family, "reference": c.reference} for c in records),
+        criteria=tuple(
+            CriterionRecord(name=c.name, family=c.family, reference=c.reference, parameters=dict(c.parameters))
+            for c in records
+        ),
         network=NetworkIdentity(layout=identity["layout"], weights=identity["weights"], shapes=problem.graph.shapes),
         task={
             "name": problem.task.name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -10,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from blend.baselines import Baseline, Contest
 from blend.budget import ALLOCATIONS, CostModel, floors, keep_mask
@@ -18,6 +17,7 @@ from blend.config import SearchConfig
 from blend.encoding import Clusters, Encoding, encoding_for
 from blend.errors import InputError
 from blend.formula import Blender
+from blend.identity import weight_hash
 from blend.progress import Progress, progress, say
 from blend.pruning import check_slicing, single_thread
 from blend.task import Splits, Task, check_task, load_task
@@ -155,14 +155,6 @@ def _criterion_errors() -> Iterator[None]:
         yield
     except CriterionError as error:
         raise InputError(str(error)) from error
-
-
-def weight_hash(model: nn.Module) -> str:
-    """Hash of all parameters and buffers of a network."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).double().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _score(

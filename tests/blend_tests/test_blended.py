@@ -1,5 +1,4 @@
 import json
-import math
 
 import numpy as np
 import pytest
@@ -8,10 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from blend.blended import BlendedCriterion, BlendedGroup, NetworkIdentity, Spokesman, layer_names, library_versions
+from blend.blended import BlendedCriterion, BlendedGroup, CriterionRecord, Spokesman, layer_names, library_versions
 from blend.budget import CostModel, floors, keep_mask
+from blend.document import checksum
 from blend.errors import InputError
 from blend.formula import Blender, GroupFormula
+from blend.identity import NetworkIdentity, weight_hash
 from criteria import ChannelGraph
 
 from .small_networks import graph_of, images, macs, random_table
@@ -37,8 +38,9 @@ def blend(graph=GRAPH, **changes):
     )  # fmt: skip
     values = {
         "groups": groups, "normalisation": "rank", "allocation": "global", "reduction": 0.5, "cost": "macs",
-        "criteria": ({"name": "one", "family": "control"},), "task": {"name": "none", "ignore": []}, "seed": 3,
-        "network": NetworkIdentity(layout=graph.fingerprint, weights="0", shapes=graph.shapes),
+        "criteria": (CriterionRecord(name="one", family="control", reference="", parameters={}),),
+        "task": {"name": "none", "ignore": []}, "seed": 3,
+        "network": NetworkIdentity(layout=graph.fingerprint, weights=weight_hash(MODEL), shapes=graph.shapes),
         "metrics": {"margin": {"heldout": 0.1}}, "versions": library_versions(),
     }  # fmt: skip
     return BlendedCriterion(**values | changes)
@@ -53,7 +55,7 @@ def test_a_file_comes_back_as_it_was(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.blend.json"]
     plain = json.loads((tmp_path / "a.blend.json").read_text())  # readable without this software
     assert plain["groups"][0]["scores"] == SCORES[GRAPH.groups[0].name].tolist()
-    assert plain["schema_version"] == 1
+    assert plain["schema_version"] == 2
 
 
 @settings(max_examples=100, deadline=None)
@@ -80,26 +82,32 @@ def test_a_file_that_cannot_be_written_or_read(tmp_path):
 
 
 def text(change):
+    """A file with a change that its checksum knows of."""
     plain = json.loads(blend().model_dump_json())
     change(plain)
-    return json.dumps(plain)
+    return json.dumps(plain | {"checksum": checksum(plain)})
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("not json", r"document: Invalid JSON"),
-        (blend().model_dump_json()[:-40], r"document: Invalid JSON"),
-        ("[]", r"document: Input should be an object"),
+        ("not json", r"document: invalid JSON"),
+        (blend().model_dump_json()[:-40], r"document: invalid JSON, maybe cut off"),
+        ("[" * 100_000, r"document: invalid JSON"),
+        ("[]", r"document: must be an object, got list"),
+        ("{}", r"schema_version: must be a whole number from 1 to 2, got None"),
+        ('{"schema_version": true}', r"schema_version: must be a whole number from 1 to 2, got True"),
+        ('{"schema_version": 1, "seed": NaN}', r"document: invalid JSON.*NaN is not JSON"),
+        ('{"schema_version": 1, "seed": 1e999}', r"document: invalid JSON.*1e999 is too large"),
+        ('{"schema_version": 1, "criteria": [3]}', r"groups: Field required"),
         (text(lambda d: d.update(extra=1)), r"extra: Extra inputs are not permitted"),
         (text(lambda d: d["groups"][1].update(extra=1)), r"groups\.1\.extra: Extra inputs are not permitted"),
-        (text(lambda d: d.update(schema_version=2)), r"schema_version: Input should be 1"),
+        (text(lambda d: d["groups"].append(d["groups"][0])), r"document: .*'stem\.0' must be there once, got it 2"),
         (text(lambda d: d.pop("network")), r"network: Field required"),
         (text(lambda d: d.update(groups=[])), r"groups: Tuple should have at least 1 item"),
         (text(lambda d: d.update(reduction=1.0)), r"reduction: Input should be less than 1"),
         (text(lambda d: d["groups"][0]["scores"].pop()), r"groups\.0: .*group 'stem\.0' has 4 channels but 3 scores"),
-        (text(lambda d: d["groups"][0]["scores"].__setitem__(2, math.nan)), r"groups\.0\.scores\.2: .*finite number"),
-        (text(lambda d: d["groups"][0].update(offset=math.inf)), r"groups\.0\.offset: .*finite number"),
+        (text(lambda d: d["groups"][0]["scores"].__setitem__(2, None)), r"groups\.0\.scores\.2: .*valid number"),
         (text(lambda d: d["groups"][0].pop("candidates")), r"groups\.0\.candidates: Field required"),
         (
             text(lambda d: d["groups"][0]["candidates"][0].update(factor=-1.1)),
@@ -156,7 +164,7 @@ def test_a_pruned_network_has_the_reduction(reduction):
 def test_layers_that_the_task_ignored_stay_whole():
     graph = ChannelGraph.build(MODEL, images(2), ignore=["stem"])
     kept = tuple(group for group in blend().groups if group.name in graph.slices)
-    identity = NetworkIdentity(layout=graph.fingerprint, weights="0", shapes=graph.shapes)
+    identity = NetworkIdentity(layout=graph.fingerprint, weights=weight_hash(MODEL), shapes=graph.shapes)
     pruned = blend(groups=kept, network=identity, task={"ignore": ["stem"]}).prune(MODEL, images(2), 0.3)
     assert pruned.stem[0].out_channels == 4
 

@@ -189,7 +189,7 @@ def test_export_writes_the_file_once(capsys, finished, tmp_path):
     file = tmp_path / "mine.blend.json"
     command = ["export", "it", str(file), "--runs-dir", str(finished.folder.parent)]
     assert run(command) == 0
-    assert json.loads(file.read_text())["schema_version"] == 1
+    assert json.loads(file.read_text())["schema_version"] == 2
     assert "exists; --force overwrites it" in refused(capsys, *command)
     assert run([*command, "--force"]) == 0
     assert "cannot write" in refused(capsys, *command[:2], tmp_path / "no" / "file.json", *command[3:])
