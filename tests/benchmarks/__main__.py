@@ -6,9 +6,10 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import candidates, collection, memory, searches, startup
+from tests.benchmarks import adapters, candidates, collection, memory, searches, startup
 
 BENCHMARKS = {
+    "adapters": adapters,
     "candidates": candidates,
     "searches": searches,
     "collection": collection,

@@ -1,0 +1,222 @@
+"""A blended criterion as an importance of Torch-Pruning, and its importances as criteria to blend."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch_pruning
+from torch import Tensor, nn
+
+from blend.adapters.tracking import Survivors, distinct_ranks
+from blend.blended import BlendedCriterion
+from blend.budget import floors
+from blend.errors import InputError
+from criteria import CRITERIA, ChannelGraph, Criterion, CriterionError, score
+from criteria.passes import Network, register_pass
+
+Batches = Sequence[tuple[Tensor, Tensor]]
+Importance = Callable[..., Tensor | None]
+
+
+class UnreachedRatioWarning(UserWarning):
+    """A pruner has removed more or fewer channels than it was asked to."""
+
+
+class BlendedImportance:
+    """What a pruner of Torch-Pruning calls for the importance of a group's channels.
+
+    Frozen scores follow the renumbering of channels when a pruner removes some in several steps. With calibration data,
+    scores are recomputed by the blend's formula on the network as it is at every step.
+
+    All importances are different, so that a threshold takes exactly as many channels as asked; the best channels of
+    each group, as many as the search kept whatever happened, come last.
+
+    Args:
+        criterion: The blend, or the path of its file.
+        model: The network that is going to be pruned, before it is.
+        example_inputs: As for the pruner.
+        batches: Calibration data to recompute scores on, (inputs, targets); none, to use the frozen ones.
+        loss: (outputs, targets) → mean loss of a batch, for criteria that need gradients.
+
+    Raises:
+        InputError: If the criterion cannot be loaded or belongs to another network.
+    """
+
+    def __init__(
+        self,
+        criterion: BlendedCriterion | str,
+        model: nn.Module,
+        example_inputs: Tensor,
+        batches: Batches = (),
+        loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
+    ) -> None:
+        self.criterion = criterion if isinstance(criterion, BlendedCriterion) else BlendedCriterion.load(criterion)
+        self._ignored = self.criterion.task.get("ignore", ())
+        self._batches, self._loss, self._example = batches, loss, example_inputs
+        graph = ChannelGraph.build(model, example_inputs, ignore=self._ignored)
+        frozen = None if batches else self.criterion.frozen_scores(graph)
+        if frozen is not None:
+            self.criterion.network.warn_of_other_weights(model)
+        self._survivors = Survivors(graph)
+        self._ranks: dict[str, Tensor] = {}
+        self._followed: tuple[Any, int] = (lambda: None, 0)  # a pruner's graph, weakly, and how much of its history
+        if frozen is not None:
+            self._rank(graph, frozen)
+
+    @property
+    def removed(self) -> float:
+        """The share of the channels that are gone, of all that have a score."""
+        gone = np.concatenate([~alive for alive in self._survivors.alive.values()])
+        return float(gone.mean())
+
+    def check(self, pruner: Any, ratio: float) -> float:
+        """Compares what a pruner was asked for with what it has done.
+
+        Args:
+            pruner: It has made all its steps.
+            ratio: Of the channels, that it was asked to remove.
+
+        Returns:
+            The share that it has removed.
+
+        Warns:
+            UnreachedRatioWarning: They differ by more than a channel.
+        """
+        self._follow(pruner.DG)
+        total = sum(len(alive) for alive in self._survivors.alive.values())
+        if abs(self.removed - ratio) * total > 1:
+            warnings.warn(
+                f"{ratio:.4f} of {total} channels were to be removed, and {self.removed:.4f} are",
+                UnreachedRatioWarning,
+                stacklevel=2,
+            )
+        return self.removed
+
+    def __call__(self, group: Any, **_: Any) -> Tensor | None:
+        """The importance of each channel of the group's first layer; None where the blend knows none of its layers.
+
+        Raises:
+            InputError: If channels were removed that this has not seen.
+        """
+        graph = group._DG
+        self._follow(graph)
+        names = graph._module2name
+        length = len(group[0].idxs)
+        total, count = torch.zeros(length), torch.zeros(length)
+        for item in group:
+            module = item.dep.target.module
+            puts_out = graph.is_out_channel_pruning_fn(item.dep.handler)
+            known = self._survivors.channels(names.get(module, "")) if puts_out else None
+            if known is None:
+                continue
+            of, channels = known
+            if item.dep.handler.__self__.get_out_channels(module) != len(channels):
+                raise InputError(
+                    f"layer '{names[module]}' has lost channels by a pruner whose steps were not seen here: make a new "
+                    "importance for the network as it is, with calibration data to recompute the scores"
+                )
+            if not self._ranks:
+                self._recompute(graph.model)
+            numbers = torch.from_numpy(channels)[torch.as_tensor(item.idxs)]
+            place, mine = torch.as_tensor(item.root_idxs), numbers >= 0
+            total.index_add_(0, place[mine], self._ranks[of][numbers[mine]])
+            count.index_add_(0, place[mine], torch.ones(int(mine.sum())))
+        return total / count.clamp_min(1) if bool((count > 0).all()) else None
+
+    def _follow(self, graph: Any) -> None:
+        """Learns what was removed since the last time."""
+        history = graph.pruning_history()
+        known, seen = self._followed
+        news = history[seen if known() is graph else 0 :]
+        for layer, is_output, positions in news:
+            self._survivors.remove(layer, is_output, positions)
+        if news and self._batches:
+            self._ranks = {}
+        self._followed = (weakref.ref(graph), len(history))
+
+    def _recompute(self, model: nn.Module) -> None:
+        names = {spokesman.criterion for group in self.criterion.groups for spokesman in group.candidates}
+        graph = ChannelGraph.build(model, self._example, ignore=self._ignored)
+        table = score(model, graph, self._batches, self._loss, sorted(names))
+        self._rank(graph, self.criterion.recomputed_scores(table))
+
+    def _rank(self, graph: ChannelGraph, scores: dict[str, Any]) -> None:
+        """Ranks by the number of a channel before anything was removed; those that are gone have none."""
+        least = floors(graph, self.criterion.floor)
+        ranks = distinct_ranks(list(scores.values()), [least[name] for name in scores])
+        for name, values in zip(scores, ranks, strict=True):
+            alive = self._survivors.alive[name]
+            everything = torch.zeros(len(alive))
+            everything[torch.from_numpy(np.flatnonzero(alive))] = torch.from_numpy(values).float()
+            self._ranks[name] = everything
+
+
+def register_importance(name: str, importance: Importance, *, gradients: bool = False) -> Criterion:
+    """Makes an importance of Torch-Pruning a criterion, to be compared and blended like any other.
+
+    Call it in the file of your task; the name can then be given to ``--criteria``.
+
+    Args:
+        name: Of the criterion.
+        importance: One of its importances, or any function of a group that returns one value per channel.
+        gradients: Whether it needs gradients; they are those of the mean loss over the calibration data.
+
+    Raises:
+        CriterionValueError: If the name is taken.
+    """
+
+    def scores(network: Network) -> dict[str, Tensor]:
+        """Importance by Torch-Pruning, mean over the layers of a group.
+
+        Args:
+            network: the network, and calibration data where gradients are needed.
+
+        Returns:
+            Group → scores of shape (channels,), in whatever unit the importance has.
+        """
+        model = copy.deepcopy(network.model)
+        if gradients:
+            _backpropagate(model, network)
+        example = network.batches[0][0][:2].to(network.device)
+        graph = torch_pruning.DependencyGraph().build_dependency(model, example, verbose=False)
+        members = {member.layer: (g, member) for g in network.graph.groups for member in g.producers}
+        found: dict[str, list[Tensor]] = {}
+        for layer, (group, member) in members.items():
+            module = model.get_submodule(layer)
+            pruning = graph.get_pruner_of_module(module).prune_out_channels
+            positions = list(range(len(member.channels)))
+            values = importance(graph.get_pruning_group(module, pruning, positions))
+            if values is not None:
+                found.setdefault(group.name, []).append(_by_channel(name, layer, values, member.channels, group.size))
+        return {group: torch.stack(parts).mean(0) for group, parts in found.items()}
+
+    register_pass(name, family="foreign", reference="Torch-Pruning", lacking="is left alone by it")(scores)
+    return CRITERIA.get(name)
+
+
+def _by_channel(name: str, layer: str, values: Tensor, channels: Any, size: int) -> Tensor:
+    """Mean over the positions of each channel."""
+    values = values.detach().float().cpu()
+    if values.shape != (len(channels),):
+        raise CriterionError(
+            f"importance {name!r} must give {len(channels)} values for layer {layer!r}, got shape {tuple(values.shape)}"
+        )
+    owned = torch.from_numpy(channels)
+    mine = owned >= 0
+    total = torch.zeros(size).index_add_(0, owned[mine], values[mine])
+    return total / torch.bincount(owned[mine], minlength=size)
+
+
+def _backpropagate(model: nn.Module, network: Network) -> None:
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+        parameter.grad = None
+    for inputs, targets in network.batches:
+        loss = network.loss(model(inputs.to(network.device)), targets.to(network.device))
+        torch.autograd.backward(loss / len(network.batches))
