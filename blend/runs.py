@@ -28,9 +28,15 @@ if TYPE_CHECKING:
 PATIENCE = 10  # times that a lock is tried
 CONFIG, DATABASE, LOCK, STOP, WORK = "config.json", "run.db", "run.lock", "stop", "work"
 SCORES, EXPORT, FIGURE = "scores.npz", "criterion.blend.json", "result.png"
+EXPORTS = "criterion-*.blend.json"  # those of a front
 SEARCH, POLISH, CONTROL = "search", "polish", "random"  # the phases that search
 FINAL = {SEARCH: "search-final", POLISH: "polish-final", CONTROL: "random-final"}
 """The phase in which the best of a search are judged in full precision."""
+
+
+def export_at(reduction: float) -> str:
+    """The file of that blend of a front which removes at least so much."""
+    return EXPORTS.replace("*", f"{reduction:.4g}")
 
 
 class Run:
@@ -125,7 +131,8 @@ class Run:
 
     def artefacts(self) -> list[Path]:
         """Files that the run has left for its user."""
-        return [path for name in (EXPORT, FIGURE, SCORES) if (path := self.folder / name).exists()]
+        fixed = [path for name in (EXPORT, FIGURE, SCORES) if (path := self.folder / name).exists()]
+        return [*fixed[:1], *sorted(self.folder.glob(EXPORTS)), *fixed[1:]]
 
     def counts(self) -> dict[str, int]:
         """Number of evaluations and of those really computed, polishing included, and of generations of the search."""

@@ -72,7 +72,9 @@ def test_a_state_with_parents_survives_json_bit_for_bit():
 
 
 def test_what_failed_is_not_on_the_front_however_little_it_costs():
-    strategy = NSGA2(SPACE, population=4, seed=0, initial=[[0.0] * GENES, [0.5] * GENES, [0.6] * GENES, [0.7] * GENES], cost=cost)
+    strategy = NSGA2(
+        SPACE, population=4, seed=0, initial=[[0.0] * GENES, [0.5] * GENES, [0.6] * GENES, [0.7] * GENES], cost=cost
+    )
     genomes = strategy.ask()
     strategy.tell(genomes, [WORST_FITNESS, *map(fitness, genomes[1:])])
     offspring = strategy.ask()
