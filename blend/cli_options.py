@@ -70,16 +70,20 @@ Cost = Annotated[str, typer.Option(help="What is reduced: macs or params.")]
 Normalisation = Annotated[str, typer.Option(help="Of each criterion inside a group: rank, minmax or z.")]
 Clusters = Annotated[str, typer.Option(metavar="K", help="Clusters per group: a number, or silhouette.")]
 Clustering = Annotated[str, typer.Option(help="agglomerative or kmeans.")]
-Fitness = Annotated[
-    str, typer.Option(help="loss, or metric (better at reductions of 0.7 and more), on held-out data.")
-]
+Fitness = Annotated[str, typer.Option(help="loss, or metric (better at reductions of 0.7 and more), on held-out data.")]
 Population = Annotated[str, typer.Option(metavar="N", help="Candidates per generation.")]
 Generations = Annotated[str | None, typer.Option(metavar="N", help="Stop after so many generations.")]
 BatchSize = Annotated[str, typer.Option(metavar="N", help="Images per forward pass.")]
 Floor = Annotated[str, typer.Option(metavar="SHARE", help="Share of each group that always stays.")]
 Workers = Annotated[str | None, typer.Option(metavar="N", help="Worker processes; one per core by default.")]
 Name = Annotated[str | None, typer.Option(help="Name of the run; made of task, reduction and seed.")]
-Reduction = Annotated[str, typer.Option(metavar="SHARE", help="Share of the cost to remove, in (0, 1).")]
+Reduction = Annotated[
+    str,
+    typer.Option(
+        metavar="SHARE",
+        help="Share of the cost to remove, in (0, 1). With --strategy nsga2 a range, 0.3:0.7 (which 0.5 stands for).",
+    ),
+]
 Encoding = Annotated[
     str,
     typer.Option(
@@ -102,7 +106,8 @@ Strategy = Annotated[
         help="How it is searched. ga: the best ever are parents, crossover of groups. aging: parents die of age, "
         "mutation only; slower to be misled. cma: CMA-ES, for many factors or offsets (direct, shared, allocation). "
         "greedy: the best criterion per group, one group at a time, then one gene at a time. swap: channels change "
-        "places inside a group (with --encoding mask). random: chance."
+        "places inside a group (with --encoding mask). nsga2: a front of reductions, fitness against cost, in one run. "
+        "random: chance."
     ),
 ]
 Evaluations = Annotated[
@@ -139,7 +144,12 @@ Target = Annotated[
     ),
 ]
 Patience = Annotated[
-    str | None, typer.Option(metavar="N", help="Stop after so many generations without a better candidate.")
+    str | None,
+    typer.Option(
+        metavar="N",
+        help="Stop after so many generations without a better candidate; with nsga2, in which the hypervolume of the "
+        "front grew by less than 0.1 %.",
+    ),
 ]
 RUNS = Path("runs")
 CHEAP_CRITERIA = ",".join(DEFAULT_CRITERIA)

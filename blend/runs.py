@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from blend.config import SearchConfig
 
 PATIENCE = 10  # times that a lock is tried
+ROUNDING = 1e-12  # SQLite reads numbers almost as Python writes them
 CONFIG, DATABASE, LOCK, STOP, WORK = "config.json", "run.db", "run.lock", "stop", "work"
 SCORES, EXPORT, FIGURE = "scores.npz", "criterion.blend.json", "result.png"
 EXPORTS = "criterion-*.blend.json"  # those of a front
@@ -122,12 +123,16 @@ class Run:
         with self._reading():
             return self.database.evaluations()
 
-    def best(self, *phases: str) -> Evaluation | None:
-        """The fittest evaluation of some phases; the first among equals."""
-        among = ", ".join("?" * len(phases))
-        condition = f"WHERE phase IN ({among}) AND error IS NULL ORDER BY fitness DESC, number LIMIT 1"
+    def best(self, *phases: str, reduction: float = 0.0) -> Evaluation | None:
+        """The fittest evaluation of some phases that removes at least so much; the first among equals."""
+        among, values = ", ".join("?" * len(phases)), list[Any](phases)
+        enough = ""
+        if reduction:
+            enough = "AND json_extract(details, '$.reduction') >= ? "
+            values.append(reduction - ROUNDING)
+        condition = f"WHERE phase IN ({among}) AND error IS NULL {enough}ORDER BY fitness DESC, number LIMIT 1"
         with self._reading():
-            return next(iter(self.database.evaluations(condition, phases)), None)
+            return next(iter(self.database.evaluations(condition, values)), None)
 
     def artefacts(self) -> list[Path]:
         """Files that the run has left for its user."""
