@@ -70,7 +70,9 @@ Cost = Annotated[str, typer.Option(help="What is reduced: macs or params.")]
 Normalisation = Annotated[str, typer.Option(help="Of each criterion inside a group: rank, minmax or z.")]
 Clusters = Annotated[str, typer.Option(metavar="K", help="Clusters per group: a number, or silhouette.")]
 Clustering = Annotated[str, typer.Option(help="agglomerative or kmeans.")]
-Fitness = Annotated[str, typer.Option(help="loss, or metric (better at reductions of 0.7 and more), on held-out data.")]
+Fitness = Annotated[
+    str, typer.Option(help="loss, or metric (better at reductions of 0.7 and more), on held-out data.")
+]
 Population = Annotated[str, typer.Option(metavar="N", help="Candidates per generation.")]
 Generations = Annotated[str | None, typer.Option(metavar="N", help="Stop after so many generations.")]
 BatchSize = Annotated[str, typer.Option(metavar="N", help="Images per forward pass.")]

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from blend.errors import BlendError
-from blend.evaluation import pack
+from blend.evaluation import TestEvaluation, pack
 from blend.problem import Problem
-from blend.progress import say
+from blend.progress import progress, say
 from blend.runs import CONTROL, FINAL, POLISH, SEARCH
 from search.archive import Archive, Evaluation
-from search.executor import Failure
+from search.executor import Executor, Failure
 
 COLLAPSE = 0.25  # below this share of the way from chance to the unpruned metric, the loss misleads
 
@@ -80,6 +80,19 @@ def winner(archive: Archive, reduction: float) -> Evaluation:
     return unpolished if polished is None or polished.fitness <= unpolished.fitness else polished
 
 
+def check_baselines(archive: Archive) -> None:
+    """Goes on without those that failed, unless it is the unpruned network or all of them.
+
+    Raises:
+        BlendError: If it is.
+    """
+    unpruned, *rest = archive.history("baseline")
+    if unpruned.error is not None:
+        raise BlendError(f"the unpruned network could not be judged: {unpruned.error}")
+    if all(evaluation.error is not None for evaluation in rest):
+        raise BlendError(f"none of the {len(rest)} baselines could be judged; the first: {rest[0].error}")
+
+
 def warn_of_collapse(problem: Problem, archive: Archive) -> None:
     """At high reductions recalibrated networks may fall to chance, where the loss says nothing."""
     targets, config = problem.splits.heldout.targets, problem.config
@@ -96,7 +109,28 @@ def warn_of_collapse(problem: Problem, archive: Archive) -> None:
         )
 
 
-def finite(answer: Examples | Failure) -> Examples | Failure:
+def values_on_test(
+    evaluate: TestEvaluation, phenotypes: Sequence[bytes], executor: Executor, check: Callable[[], None]
+) -> dict[bytes, Examples | Failure]:
+    """The metric's value for each test example, by phenotype.
+
+    Args:
+        evaluate: Judges on test data.
+        phenotypes: What to judge.
+        executor: Where.
+        check: Called between two of them; raises to stop.
+    """
+    values: dict[bytes, Examples | Failure] = {}
+    with progress("test", len(phenotypes)) as bar:
+        for index, answer in executor.run(evaluate, phenotypes):
+            values[phenotypes[index]] = _finite(answer)
+            bar.advance(1)
+            if len(values) < len(phenotypes):
+                check()
+    return values
+
+
+def _finite(answer: Examples | Failure) -> Examples | Failure:
     """A network whose metric is not a number for some example has failed."""
     if isinstance(answer, Failure) or np.isfinite(answer).all():
         return answer

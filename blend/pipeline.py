@@ -19,10 +19,11 @@ from blend.contenders import (
     Contender,
     Examples,
     best_of,
+    check_baselines,
     contenders,
-    finite,
     reaching,
     tested,
+    values_on_test,
     warn_of_collapse,
     winner,
 )
@@ -165,21 +166,13 @@ class _Execution:
                 self._keep(evaluations)
                 done += len(some)
                 bar.advance(len(some))
-        self._check_baselines()
+        check_baselines(self.archive)
+        warn_of_collapse(self.problem, self.archive)
 
     def _keep(self, evaluations: Sequence[Evaluation]) -> None:
         self.run.commit(self._clock(), evaluations)
         for evaluation in evaluations:
             self.archive.add(evaluation)
-
-    def _check_baselines(self) -> None:
-        """Goes on without those that failed, unless it is the unpruned network or all of them."""
-        unpruned, *rest = self.archive.history("baseline")
-        if unpruned.error is not None:
-            raise BlendError(f"the unpruned network could not be judged: {unpruned.error}")
-        if all(evaluation.error is not None for evaluation in rest):
-            raise BlendError(f"none of the {len(rest)} baselines could be judged; the first: {rest[0].error}")
-        warn_of_collapse(self.problem, self.archive)
 
     def _search(self, phase: str, executor: Executor, interruption: Interruption) -> None:
         """The search, polishing, or random search as the control, until there is a reason to end."""
@@ -278,24 +271,12 @@ class _Execution:
         problems = [p for p in self.problem.shown if p is self.problem or reaching(found, p.config.reduction)]
         contests = [contenders(problem, self.archive) for problem in problems]
         phenotypes = list(dict.fromkeys(p for rivals, _ in contests for rival in rivals for p in rival["phenotypes"]))
-        values = self._test_values(phenotypes, executor, interruption)
+        interruption.check()
+        values = values_on_test(TestEvaluation(self.workspace), phenotypes, executor, interruption.check)
         results = {p.config.reduction: self._verdict(*c, values) for p, c in zip(problems, contests, strict=True)}
         front = [{"reduction": reduction, **result} for reduction, result in results.items()]
         kept = {"result": results[self.config.reduction], **({"front": front} if self.config.reductions else {})}
         self.run.commit({**kept, **self._clock()})
-
-    def _test_values(
-        self, phenotypes: Sequence[bytes], executor: Executor, interruption: Interruption
-    ) -> dict[bytes, Examples | Failure]:
-        values: dict[bytes, Examples | Failure] = {}
-        interruption.check()
-        with progress("test", len(phenotypes)) as bar:
-            for index, answer in executor.run(TestEvaluation(self.workspace), phenotypes):
-                values[phenotypes[index]] = finite(answer)
-                bar.advance(1)
-                if len(values) < len(phenotypes):
-                    interruption.check()
-        return values
 
     def _verdict(
         self, rivals: list[Contender], failed: list[Contender], values: dict[bytes, Examples | Failure]

@@ -97,13 +97,12 @@ def print_course(run: Run) -> None:
 def _print_course(title: str, records: Sequence[dict[str, Any]]) -> None:
     table = Table(title=title, box=None)
     shares = ("genomes", "masks", "new")
-    front = ("hypervolume",) if "hypervolume" in records[0] else ()
-    for column in ("generation", "best fitness", *front, *shares, "entropy", "spread", "known", "varied", "given up"):
+    goal, title = ("hypervolume", "volume") if "hypervolume" in records[0] else ("best", "best fitness")
+    for column in ("generation", title, *shares, "entropy", "spread", "known", "varied", "given up"):
         table.add_column(column, justify="right")
     for record in records:
         table.add_row(
-            str(record["generation"] + 1), _number(record["best"]), *(_number(record[volume]) for volume in front),
-            *(f"{record[share]:.0%}" for share in shares),
+            str(record["generation"] + 1), _number(record[goal]), *(f"{record[share]:.0%}" for share in shares),
             f"{record['entropy']:.2f}", f"{record['spread']:.2f}", f"{record['known']} of {record['proposed']}",
             f"×{record['boost']:.2g}", str(record["given_up"]),
         )  # fmt: skip
