@@ -144,18 +144,18 @@ class TestAFinishedFront:
         assert names == [EXPORT, *map(export_at, SHOWN), FIGURE, "scores.npz"]
 
     def test_passes_examination_until_a_file_is_exchanged(self, front):
-        exports = {finding.check: finding for finding in examine_run(front.folder)}["export"]
+        exports = {finding.name: finding for finding in examine_run(front.folder)}["export"]
         assert exports.outcome == "pass"
-        assert "front at 5 reductions" in exports.detail
+        assert "front at 5 reductions" in exports.reason
         file, other = (front.folder / export_at(reduction) for reduction in (0.7, 0.3))
         right = file.read_bytes()
         file.write_bytes(other.read_bytes())
         try:
-            exports = {finding.check: finding for finding in examine_run(front.folder)}["export"]
+            exports = {finding.name: finding for finding in examine_run(front.folder)}["export"]
         finally:
             file.write_bytes(right)
         assert exports.outcome == "fail"
-        assert export_at(0.7) in exports.detail
+        assert export_at(0.7) in exports.reason
 
 
 def assert_same_front(run, other):
