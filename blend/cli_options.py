@@ -79,7 +79,13 @@ BatchSize = Annotated[str, typer.Option(metavar="N", help="Images per forward pa
 Floor = Annotated[str, typer.Option(metavar="SHARE", help="Share of each group that always stays.")]
 Workers = Annotated[str | None, typer.Option(metavar="N", help="Worker processes; one per core by default.")]
 Name = Annotated[str | None, typer.Option(help="Name of the run; made of task, reduction and seed.")]
-Reduction = Annotated[str, typer.Option(metavar="SHARE", help="Share of the cost to remove, in (0, 1).")]
+Reduction = Annotated[
+    str,
+    typer.Option(
+        metavar="SHARE",
+        help="Share of the cost to remove, in (0, 1). With --strategy nsga2 a range, 0.3:0.7 (which 0.5 stands for).",
+    ),
+]
 Encoding = Annotated[
     str,
     typer.Option(
@@ -102,7 +108,8 @@ Strategy = Annotated[
         help="How it is searched. ga: the best ever are parents, crossover of groups. aging: parents die of age, "
         "mutation only; slower to be misled. cma: CMA-ES, for many factors or offsets (direct, shared, allocation). "
         "greedy: the best criterion per group, one group at a time, then one gene at a time. swap: channels change "
-        "places inside a group (with --encoding mask). random: chance."
+        "places inside a group (with --encoding mask). nsga2: a front of reductions, fitness against cost, in one run. "
+        "random: chance."
     ),
 ]
 Evaluations = Annotated[
@@ -139,7 +146,12 @@ Target = Annotated[
     ),
 ]
 Patience = Annotated[
-    str | None, typer.Option(metavar="N", help="Stop after so many generations without a better candidate.")
+    str | None,
+    typer.Option(
+        metavar="N",
+        help="Stop after so many generations without a better candidate; with nsga2, in which the hypervolume of the "
+        "front grew by less than 0.1 %.",
+    ),
 ]
 RUNS = Path("runs")
 CHEAP_CRITERIA = ",".join(DEFAULT_CRITERIA)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from blend.defaults import DEFAULT_CRITERIA
 from blend.errors import InputError, nearest
-from blend.limits import Target, seconds_of
+from blend.limits import Target, reductions_around, reductions_of, seconds_of
 
 MAX_SEED = 2**32 - 1
 QUOTED = r"'(.*?)'"
@@ -27,6 +28,7 @@ class SearchConfig(BaseModel):
     task: str
     options: dict[str, str] = Field(default_factory=dict)
     reduction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    reductions: tuple[float, float] | None = None
     cost: Literal["macs", "params"] = "macs"
     calibration_loss: Literal["task", "squared_norm", "divergence"] = "task"
     allocation: Literal["global", "uniform"] = "global"
@@ -38,7 +40,9 @@ class SearchConfig(BaseModel):
     clusters: int | Literal["silhouette"] = 3
     clustering: Literal["agglomerative", "kmeans"] = "agglomerative"
     fitness: Literal["loss", "metric"] = "loss"
-    strategy: Literal["ga", "aging", "cma", "greedy", "swap", "random"] = "ga"
+    strategy: Annotated[
+        Literal["ga", "aging", "cma", "greedy", "swap", "nsga2", "random"], Field(validate_default=True)
+    ] = "ga"
     population: Annotated[int, Field(ge=4)] = 16
     evaluations: Annotated[int, Field(ge=1)] = 600
     polish: Annotated[int, Field(ge=0)] = 0
@@ -65,6 +69,14 @@ class SearchConfig(BaseModel):
         """The task's name without the folders of a file."""
         return task_title(self.task)
 
+    @property
+    def shown(self) -> tuple[float, ...]:
+        """The reductions at which blends are compared and exported: the one asked for, or five over the range."""
+        if self.reductions is None:
+            return (self.reduction,)
+        (low, high), middle = self.reductions, self.reduction
+        return low, round((low + middle) / 2, 6), middle, round((middle + high) / 2, 6), high
+
     def moved(self, **elsewhere: Any) -> SearchConfig:
         """The same with other ``workers``, ``timeout``, ``executor`` or ``address``; what is None stays as it is.
 
@@ -87,6 +99,37 @@ class SearchConfig(BaseModel):
     def _as_long_as_there_is_time(cls, values: Any) -> Any:
         timed = isinstance(values, dict) and values.get("time") is not None
         return {"evaluations": TIMED_EVALUATIONS, **values} if timed else values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_a_range(cls, values: Any) -> Any:
+        """What breaks a rule stays as it is, to be refused by the field's own."""
+        if not isinstance(values, dict) or values.get("reductions") is not None:
+            return values
+        given = values.get("reduction", 0.5)
+        with suppress(ValueError, TypeError):
+            if ":" in str(given):
+                low, high = reductions_of(given)
+                return {**values, "reductions": (low, high), "reduction": round((low + high) / 2, 6)}
+            if values.get("strategy") == "nsga2":
+                return {**values, "reductions": reductions_around(float(given))}
+        return values
+
+    @field_validator("reduction", mode="before")
+    @classmethod
+    def _a_number_or_a_range(cls, value: Any) -> Any:
+        if ":" in str(value):
+            reductions_of(value)
+        return value
+
+    @field_validator("reductions")
+    @classmethod
+    def _a_range(cls, value: tuple[float, float] | None, given: ValidationInfo) -> tuple[float, float] | None:
+        if value is not None and "reduction" in given.data:
+            low, high = reductions_of(f"{value[0]}:{value[1]}")
+            if not low < given.data["reduction"] < high:
+                raise ValueError(f"must hold the reduction {given.data['reduction']:g}, got {low:g}:{high:g}")
+        return value
 
     @field_validator("time", mode="before")
     @classmethod
@@ -122,6 +165,8 @@ class SearchConfig(BaseModel):
     @field_validator("polish")
     @classmethod
     def _leaves_something_to_search(cls, value: int, given: ValidationInfo) -> int:
+        if value and given.data.get("strategy") == "nsga2":
+            raise ValueError(f"must be 0 with strategy 'nsga2', as a front is not one blend to polish, got {value}")
         if value >= (evaluations := given.data.get("evaluations", value + 1)):
             raise ValueError(f"must be less than evaluations ({evaluations}), of which it is a part, got {value}")
         return value
@@ -146,6 +191,20 @@ class SearchConfig(BaseModel):
     def _has_what_to_exchange(cls, value: str, given: ValidationInfo) -> str:
         if value == "swap" and given.data.get("encoding", "mask") != "mask":
             raise ValueError(f"'swap' must be used with encoding 'mask', got '{given.data['encoding']}'")
+        return value
+
+    @field_validator("strategy")
+    @classmethod
+    def _that_can_search_a_range(cls, value: str, given: ValidationInfo) -> str:
+        if given.data.get("reductions") is not None and value != "nsga2":
+            raise ValueError(f"must be 'nsga2' for a range of reductions, got '{value}'")
+        return value
+
+    @field_validator("target")
+    @classmethod
+    def _of_a_single_blend(cls, value: str | None, given: ValidationInfo) -> str | None:
+        if value is not None and given.data.get("strategy") == "nsga2":
+            raise ValueError(f"must be left out with strategy 'nsga2', as a front has no single best, got {value}")
         return value
 
     @field_validator("criteria")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from blend.errors import BlendError
-from blend.evaluation import pack
+from blend.evaluation import TestEvaluation, pack
 from blend.problem import Problem
+from blend.progress import progress, say
 from blend.runs import CONTROL, FINAL, POLISH, SEARCH
 from search.archive import Archive, Evaluation
-from search.executor import Failure
+from search.executor import Executor, Failure
+
+COLLAPSE = 0.25  # below this share of the way from chance to the unpruned metric, the loss misleads
 
 Contender = dict[str, Any]
 Examples = NDArray[np.float64]
@@ -28,7 +31,7 @@ def contenders(problem: Problem, archive: Archive) -> tuple[list[Contender], lis
     judged = {e.phenotype: e for e in archive.history("baseline")}
     whole = pack(np.ones(len(problem.graph), dtype=bool))
     found = [_contender("unpruned", "unpruned", "", [judged[whole]])]
-    best, unpolished = winner(archive), best_of(archive, FINAL[SEARCH])
+    best, unpolished = winner(archive, config.reduction), best_of(archive, FINAL[SEARCH], config.reduction)
     found += [_contender("blend", "blend", config.allocation, [best])]
     if best is not unpolished:
         found += [_contender("blend-unpolished", "unpolished", config.allocation, [unpolished])]
@@ -42,33 +45,92 @@ def contenders(problem: Problem, archive: Archive) -> tuple[list[Contender], lis
         else:
             found.append(_contender(**about, evaluations=evaluations, note=baseline.note))
     if config.random_search:
-        found += [_contender("random-search", "random_search", config.allocation, [best_of(archive, FINAL[CONTROL])])]
+        about = {"name": "random-search", "kind": "random_search", "allocation": config.allocation}
+        if reaching(archive.history(FINAL[CONTROL]), config.reduction):
+            found.append(_contender(**about, evaluations=[best_of(archive, FINAL[CONTROL], config.reduction)]))
+        else:
+            failed.append({**about, "reason": f"no valid candidate of reduction {config.reduction:g}"})
     return found, failed
 
 
-def best_of(archive: Archive, phase: str) -> Evaluation:
-    """The fittest candidate of a phase.
+def reaching(evaluations: Iterable[Evaluation], reduction: float) -> list[Evaluation]:
+    """Those that have succeeded and remove at least so much."""
+    return [e for e in evaluations if e.error is None and e.details["reduction"] >= reduction]
+
+
+def best_of(archive: Archive, phase: str, reduction: float) -> Evaluation:
+    """The fittest candidate of a phase that removes at least so much; the first among equals.
 
     Raises:
-        BlendError: If all of them failed.
+        BlendError: If there is none.
     """
-    best = archive.best(phase)
-    if best is None or best.genome is None:
-        raise BlendError(f"the {phase} has no valid candidate")
-    return best
+    candidates = reaching(archive.history(phase), reduction)
+    if not candidates:
+        raise BlendError(f"the {phase} has no valid candidate of reduction {reduction:g}")
+    return max(candidates, key=lambda candidate: candidate.fitness)
 
 
-def winner(archive: Archive) -> Evaluation:
+def winner(archive: Archive, reduction: float) -> Evaluation:
     """What is exported: the fittest blend, or what polishing made of it if that is fitter.
 
     Raises:
-        BlendError: If all candidates of the search failed.
+        BlendError: If no candidate of the search has succeeded and removes so much.
     """
-    unpolished, polished = best_of(archive, FINAL[SEARCH]), archive.best(FINAL[POLISH])
+    unpolished, polished = best_of(archive, FINAL[SEARCH], reduction), archive.best(FINAL[POLISH])
     return unpolished if polished is None or polished.fitness <= unpolished.fitness else polished
 
 
-def finite(answer: Examples | Failure) -> Examples | Failure:
+def check_baselines(archive: Archive) -> None:
+    """Goes on without those that failed, unless it is the unpruned network or all of them.
+
+    Raises:
+        BlendError: If it is.
+    """
+    unpruned, *rest = archive.history("baseline")
+    if unpruned.error is not None:
+        raise BlendError(f"the unpruned network could not be judged: {unpruned.error}")
+    if all(evaluation.error is not None for evaluation in rest):
+        raise BlendError(f"none of the {len(rest)} baselines could be judged; the first: {rest[0].error}")
+
+
+def warn_of_collapse(problem: Problem, archive: Archive) -> None:
+    """At high reductions recalibrated networks may fall to chance, where the loss says nothing."""
+    targets, config = problem.splits.heldout.targets, problem.config
+    if targets.is_floating_point() or targets.ndim > 1:
+        return  # no classification, and so no level of chance
+    unpruned, *rest = archive.history("baseline")
+    unpruned_metric = unpruned.details["metric"]
+    best = max((e.details["metric"] for e in reaching(rest, config.reduction)), default=unpruned_metric)
+    chance = 1.0 / len(np.unique(targets.numpy()))
+    if config.fitness == "loss" and best < chance + COLLAPSE * (unpruned_metric - chance):
+        say(
+            f"warning: at reduction {config.reduction:g} even the best baseline falls to {best:.3f} "
+            f"(unpruned {unpruned_metric:.3f}); the loss misleads there: consider --fitness metric"
+        )
+
+
+def values_on_test(
+    evaluate: TestEvaluation, phenotypes: Sequence[bytes], executor: Executor, check: Callable[[], None]
+) -> dict[bytes, Examples | Failure]:
+    """The metric's value for each test example, by phenotype.
+
+    Args:
+        evaluate: Judges on test data.
+        phenotypes: What to judge.
+        executor: Where.
+        check: Called between two of them; raises to stop.
+    """
+    values: dict[bytes, Examples | Failure] = {}
+    with progress("test", len(phenotypes)) as bar:
+        for index, answer in executor.run(evaluate, phenotypes):
+            values[phenotypes[index]] = _finite(answer)
+            bar.advance(1)
+            if len(values) < len(phenotypes):
+                check()
+    return values
+
+
+def _finite(answer: Examples | Failure) -> Examples | Failure:
     """A network whose metric is not a number for some example has failed."""
     if isinstance(answer, Failure) or np.isfinite(answer).all():
         return answer
@@ -106,9 +168,7 @@ def tested(
     return found, failed
 
 
-def _contender(
-    name: str, kind: str, allocation: str, evaluations: Sequence[Evaluation], note: str = ""
-) -> Contender:
+def _contender(name: str, kind: str, allocation: str, evaluations: Sequence[Evaluation], note: str = "") -> Contender:
     return {
         "name": name,
         "kind": kind,

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from blend.limits import generations
 from blend.progress import say
 from blend.runs import Run
+from search.hypervolume import hypervolume
 
 if TYPE_CHECKING:
-    from search.archive import Evaluation
+    from search.archive import Archive, Evaluation
     from search.strategy import Strategy
 
 
@@ -52,6 +53,19 @@ def generation_record(strategy: Strategy, batch: Sequence[Evaluation]) -> dict[s
         "spread": diversity["spread"],
         **strategy.proposals(),
     }
+
+
+def conquered(archive: Archive, phase: str, reductions: tuple[float, float]) -> float:
+    """The hypervolume of a phase's front of reduction and fitness, as a share of a picture that is known before.
+
+    It reaches from the lowest to the highest reduction, and from the weakest to the strongest of all that is judged
+    before the search, which is usually the unpruned network.
+    """
+    low, high = reductions
+    before = [e.fitness for e in archive.history("baseline") if e.error is None]
+    weakest, strongest = min(before), max(before)
+    front = [(min(e.details["reduction"], high), e.fitness) for e in archive.front("cost", phase)]
+    return hypervolume(front, (low, weakest)) / ((high - low) * (strongest - weakest)) if strongest > weakest else 0.0
 
 
 def say_when_dry(record: dict[str, Any], boost_before: float) -> None:

@@ -18,6 +18,7 @@ DEFAULT_CRITERIA = (
 def free_name(runs_dir: Path, config: SearchConfig) -> str:
     """A name that says what the run is, with a number where it is taken."""
     task = re.sub(r"[^\w.-]+", "-", config.title)
-    stem = f"{task}-{config.reduction:g}-seed{config.seed}"
+    reduction = "-".join(f"{share:g}" for share in config.reductions or (config.reduction,))
+    stem = f"{task}-{reduction}-seed{config.seed}"
     names = (stem, *(f"{stem}-{number}" for number in range(2, 100_000)))
     return next(name for name in names if not (runs_dir / name).exists())

@@ -13,6 +13,12 @@ from search.novelty import EXHAUSTED
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PART = r"(\d+(?:\.\d+)?)([smhd])"
 QUANTITIES = ("metric", "fitness")
+NARROWEST = 0.01
+"""Width of a range of reductions."""
+AROUND = 0.4
+"""How far a range goes from its middle, in shares of the way to 0 or 1, whichever is nearer."""
+GAIN = 0.001
+"""By what share the hypervolume of a front has to grow to be worth waiting for."""
 
 
 def seconds_of(text: str | float) -> float:
@@ -32,6 +38,29 @@ def seconds_of(text: str | float) -> float:
     if not 0 < seconds < math.inf:
         raise ValueError(f"must be a duration like 90s, 45m, 2h or 1h30m, got '{text}'")
     return seconds
+
+
+def reductions_of(text: str) -> tuple[float, float]:
+    """Lowest and highest of a range of reductions like ``0.3:0.7``.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    try:
+        low, high = map(float, text.split(":"))
+    except ValueError:
+        low = high = math.nan
+    if not (low > 0 and low + NARROWEST <= high < 1):
+        raise ValueError(
+            f"must be a number in (0, 1) or LOW:HIGH in it, with HIGH at least {NARROWEST} above LOW, got '{text}'"
+        )
+    return low, high
+
+
+def reductions_around(middle: float) -> tuple[float, float]:
+    """The range that a single reduction stands for where a front is searched: 0.5 for 0.3:0.7."""
+    width = AROUND * min(middle, 1.0 - middle)
+    return round(middle - width, 6), round(middle + width, 6)
 
 
 def duration(seconds: float) -> str:
@@ -91,6 +120,10 @@ def ending(reason: str, config: Any) -> str:
         "generations": f"{generations(config.generations)} done",
         "time": f"its time of {duration(config.time or 0.0)} is over",
         "target": f"the target {config.target} is reached",
-        "patience": f"no improvement in {generations(config.patience)}",
+        "patience": f"{_stagnation(config)} in {generations(config.patience)}",
         "exhausted": f"nothing new in {generations(EXHAUSTED)}: it knows all that it can propose",
     }[reason]
+
+
+def _stagnation(config: Any) -> str:
+    return "no improvement" if config.reductions is None else f"the hypervolume grew by less than {GAIN:.1%}"

@@ -35,10 +35,14 @@ class BlendObjective:
     reduction: float
     evaluate: HeldoutEvaluation
 
+    def requested(self, genome: Sequence[float]) -> float:
+        """The share of the cost that a genome removes at least."""
+        return self.reduction
+
     def phenotype(self, genome: Sequence[float]) -> bytes:
         """What a genome stands for. Genomes with the same mask are the same candidate."""
         scores = self.blender.scores(self.encoding.decode(genome))
-        keep = keep_mask(self.graph, scores, self.reduction, self.cost, self.floor)
+        keep = keep_mask(self.graph, scores, self.requested(genome), self.cost, self.floor)
         return pack(keep, half=self.evaluate.half)
 
     def against(self, rival: Evaluation) -> HeldoutEvaluation:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from blend.config import TIMED_EVALUATIONS
-from blend.course import generation_record, key, say_when_dry
-from blend.limits import Target, duration, ending
+from blend.course import conquered, course, generation_record, key, say_when_dry
+from blend.limits import GAIN, Target, duration, ending
 from blend.progress import Progress, progress, say
 from blend.runs import CONTROL, POLISH, SEARCH, Run
 from search.archive import Archive, Evaluation
@@ -52,6 +52,8 @@ class Phase:
         self.began = time.monotonic() - float(run.get(f"{name}-seconds", 0.0))
         self.done = len(archive.history(name))
         self.boost = strategy.proposals()["boost"]
+        self.reductions = self.config.reductions
+        self.volumes = [record["hypervolume"] for record in course(run, name)] if self.reductions else []
 
     def go(self, objective: BlendObjective, executor: Executor) -> str:
         """Searches until there is a reason to end, and returns it; ``stopped`` is not the end."""
@@ -60,7 +62,7 @@ class Phase:
             outcome = search(
                 self.strategy, objective, self.archive, executor,
                 phase=self.name, evaluations=self.budget, **self._limits(), should_stop=self._should_stop,
-                against=objective.against if self.config.racing else None,
+                against=objective.against if self.config.racing and self.reductions is None else None,
                 on_evaluation=lambda done_now, *_: self._show(bar, done_now),
                 on_generation=lambda evaluations, state: self._commit(bar, evaluations, state),
             )  # fmt: skip
@@ -81,13 +83,20 @@ class Phase:
         if self.name == CONTROL:
             return {}
         target = None if self.config.target is None else Target.parse(self.config.target).is_reached
-        limits = {"patience": self.config.patience, "target": target}
+        limits = {"patience": None if self.reductions else self.config.patience, "target": target}
         return limits if self.name == POLISH else {**limits, "generations": self.config.generations}
 
     def _should_stop(self) -> str | None:
         if self.stop_requested():
             return "stopped"
+        if self._stagnates():
+            return "patience"
         return "time" if self.time is not None and self._seconds() >= self.time else None
+
+    def _stagnates(self) -> bool:
+        """Whether patience with a front is at its end; the control gets as many evaluations in any case."""
+        before = None if self.config.patience is None else self.volumes[: -self.config.patience]
+        return bool(self.name == SEARCH and before and self.volumes[-1] < (1.0 + GAIN) * before[-1])
 
     def _seconds(self) -> float:
         """Of all processes that have worked on it."""
@@ -96,6 +105,9 @@ class Phase:
     def _commit(self, bar: Progress, evaluations: Sequence[Evaluation], state: dict[str, Any]) -> None:
         self.done += len(evaluations)
         record = generation_record(self.strategy, evaluations)
+        if self.reductions is not None:
+            record["hypervolume"] = conquered(self.archive, self.name, self.reductions)
+            self.volumes.append(record["hypervolume"])
         say_when_dry(record, self.boost)
         self.boost = record["boost"]
         self._show(bar, 0)
@@ -122,7 +134,9 @@ class Phase:
         if self.time is not None:
             fields["time"] = f"{duration(self._seconds())} of {duration(self.time)}"
         fields["generation"] = self.strategy.generation + 1
-        if best is not None:
+        if self.volumes:
+            fields["hypervolume"] = self.volumes[-1]
+        elif best is not None and self.reductions is None:
             fields |= {"fitness": best.fitness, "metric": best.details["metric"]}
         if proposals["known"]:
             fields["known"] = f"{proposals['known']} of {proposals['proposed']}"

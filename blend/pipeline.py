@@ -7,20 +7,33 @@ import time
 from collections.abc import Sequence
 from contextlib import chdir, suppress
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from blend.blended import BlendedCriterion
 from blend.config import SearchConfig
-from blend.contenders import Examples, best_of, contenders, finite, tested, winner
+from blend.contenders import (
+    Contender,
+    Examples,
+    best_of,
+    check_baselines,
+    contenders,
+    reaching,
+    tested,
+    values_on_test,
+    warn_of_collapse,
+    winner,
+)
 from blend.encoding import Genomes
 from blend.errors import BlendError, InputError
 from blend.evaluation import HeldoutEvaluation, Settings, TestEvaluation, Workspace, in_full_precision, pack, unpack
 from blend.evidence import verdict
 from blend.executors import ShippedWorkspace, open_executor
 from blend.export import blended_criterion
+from blend.front import FrontObjective
 from blend.objective import BlendObjective
 from blend.phase import Phase
 from blend.plots import draw_result
@@ -28,17 +41,17 @@ from blend.polish import CorrectionEncoding, exchanged
 from blend.precision import AGREEMENT, MASKS, WORTHWHILE, agreement, finalists, is_possible, trial_masks
 from blend.problem import Problem, prepare
 from blend.progress import progress, say
-from blend.runs import CONTROL, EXPORT, FIGURE, FINAL, POLISH, SCORES, SEARCH, WORK, Run, check_free
+from blend.runs import CONTROL, EXPORT, FIGURE, FINAL, POLISH, SCORES, SEARCH, WORK, Run, check_free, export_at
 from blend.signals import Interruption, resume_command
 from search.archive import Archive, Evaluation
 from search.errors import SearchError
 from search.executor import Executor, Failure
 from search.loop import evaluate_all
+from search.nsga2 import NSGA2
 from search.strategies import STRATEGIES
 from search.strategy import Strategy
 
 HANDFUL = 4  # baselines a worker between two commits
-COLLAPSE = 0.25  # below this share of the way from chance to the unpruned metric, the loss misleads
 
 
 def start(config: SearchConfig, folder: Path) -> Run:
@@ -143,7 +156,7 @@ class _Execution:
     def _baselines(self, executor: Executor, interruption: Interruption) -> None:
         """Judges the unpruned network and all opponents on held-out data, and saves a handful at a time."""
         whole = np.ones(len(self.problem.graph), dtype=bool)
-        masks = [whole, *(mask for baseline in self.problem.baselines for mask in baseline.masks)]
+        masks = [whole, *(mask for problem in self.problem.shown for b in problem.baselines for mask in b.masks)]
         done = len(self.archive.history("baseline"))
         with progress("baselines", len(masks), done) as bar:
             while done < len(masks):
@@ -153,21 +166,13 @@ class _Execution:
                 self._keep(evaluations)
                 done += len(some)
                 bar.advance(len(some))
-        self._check_baselines()
+        check_baselines(self.archive)
+        warn_of_collapse(self.problem, self.archive)
 
     def _keep(self, evaluations: Sequence[Evaluation]) -> None:
         self.run.commit(self._clock(), evaluations)
         for evaluation in evaluations:
             self.archive.add(evaluation)
-
-    def _check_baselines(self) -> None:
-        """Goes on without those that failed, unless it is the unpruned network or all of them."""
-        unpruned, *rest = self.archive.history("baseline")
-        if unpruned.error is not None:
-            raise BlendError(f"the unpruned network could not be judged: {unpruned.error}")
-        if all(evaluation.error is not None for evaluation in rest):
-            raise BlendError(f"none of the {len(rest)} baselines could be judged; the first: {rest[0].error}")
-        self._warn_of_collapse()
 
     def _search(self, phase: str, executor: Executor, interruption: Interruption) -> None:
         """The search, polishing, or random search as the control, until there is a reason to end."""
@@ -176,22 +181,23 @@ class _Execution:
         if phase == POLISH and not self._polishing.window:
             say("note: no group of the blend is cut, so that there is nothing to polish")
             return
-        genomes = self._polishing if phase == POLISH else self.problem.encoding
-        strategy = self._strategy(phase, genomes)
+        genomes = self._polishing if phase == POLISH else self.problem.genomes
+        objective = self._objective(genomes)
+        strategy = self._strategy(phase, objective)
         searching = Phase(phase, self.run, self.archive, strategy, interruption.requested, self._clock)
-        if searching.go(self._objective(genomes), executor) == "stopped":
+        if searching.go(objective, executor) == "stopped":
             interruption.check()
 
     @cached_property
     def _polishing(self) -> CorrectionEncoding:
         """What polishing begins with: the best blend, once that is known."""
-        best, problem = best_of(self.archive, FINAL[SEARCH]), self.problem
+        best, problem = best_of(self.archive, FINAL[SEARCH], self.config.reduction), self.problem
         formula, keep = problem.encoding.decode(best.genome or ()), unpack(best.phenotype, len(problem.graph))
         return CorrectionEncoding(formula, problem.blender, problem.graph, keep)
 
     def _objective(self, genomes: Genomes) -> BlendObjective:
-        problem = self.problem
-        return BlendObjective(
+        problem, kind = self.problem, BlendObjective if self.config.reductions is None else FrontObjective
+        return kind(
             genomes, problem.blender, problem.graph, problem.cost, problem.floor, self.config.reduction,
             replace(self.evaluate, half=self.run.get("precision") == "bf16"),
         )  # fmt: skip
@@ -227,73 +233,75 @@ class _Execution:
         if self.archive.history(FINAL[phase]):
             return
         interruption.check()
-        best = finalists(self.archive.history(phase))
-        exact = [in_full_precision(e.phenotype, len(self.problem.graph)) for e in best]
-        genomes = [e.genome for e in best]
+        history = self.archive.history(phase)
+        best = {e.phenotype: e for r in self.config.shown for e in finalists(reaching(history, r))}
+        exact = [in_full_precision(phenotype, len(self.problem.graph)) for phenotype in best]
+        genomes = [e.genome for e in best.values()]
         self._keep(evaluate_all(self.evaluate, self.archive, executor, exact, phase=FINAL[phase], genomes=genomes))
 
     def _clock(self) -> dict[str, Any]:
         """Seconds that the run has taken up to now, those of earlier processes included."""
         return {"seconds": round(time.monotonic() - self.started, 3)}
 
-    def _strategy(self, phase: str, genomes: Genomes) -> Strategy:
+    def _strategy(self, phase: str, objective: BlendObjective) -> Strategy:
         """Where the last commit has left it."""
         make = STRATEGIES[{SEARCH: self.config.strategy, POLISH: "swap", CONTROL: "random"}[phase]]
+        if phase == SEARCH and isinstance(objective, FrontObjective):
+            make = partial(NSGA2, cost=objective.cost_of)
         seeds: list[Sequence[float]] = []
         if phase == SEARCH:
-            seeds = [b.genome for b in self.problem.baselines if b.genome is not None]
+            seeds = self.problem.seeds
         elif phase == POLISH:
             seeds = [self._polishing.unpolished]
         state = self.run.get(f"{phase}-state")
+        space, config = objective.encoding.space, self.config
         try:
-            strategy = make(genomes.space, population=self.config.population, seed=self.config.seed, initial=seeds)
+            strategy = make(space, population=config.population, seed=config.seed, initial=seeds)
             if state is not None:
                 strategy.load_state_dict(state)
         except SearchError as error:
-            raise InputError(f"strategy '{self.config.strategy}' cannot go on with this run: {error}") from error
+            raise InputError(f"strategy '{config.strategy}' cannot go on with this run: {error}") from error
         return strategy
 
-    def _warn_of_collapse(self) -> None:
-        """At high reductions recalibrated networks may fall to chance, where the loss says nothing."""
-        targets = self.problem.splits.heldout.targets
-        if targets.is_floating_point() or targets.ndim > 1:
-            return  # no classification, and so no level of chance
-        unpruned, *rest = (e.details["metric"] for e in self.archive.history("baseline") if e.error is None)
-        chance = 1.0 / len(np.unique(targets.numpy()))
-        if self.config.fitness == "loss" and max(rest) < chance + COLLAPSE * (unpruned - chance):
-            say(
-                f"warning: at reduction {self.config.reduction:g} even the best baseline falls to {max(rest):.3f} "
-                f"(unpruned {unpruned:.3f}); the loss misleads there: consider --fitness metric"
-            )
-
     def _test(self, executor: Executor, interruption: Interruption) -> None:
-        """Opens the test split, once: for the blend and everything that it is compared with."""
+        """Opens the test split, once: for the blends and everything that they are compared with."""
         if self.run.get("result") is not None:
             return
-        rivals, failed = contenders(self.problem, self.archive)
-        phenotypes = list(dict.fromkeys(p for rival in rivals for p in rival["phenotypes"]))
-        values: dict[bytes, Examples | Failure] = {}
+        found = self.archive.history(FINAL[SEARCH])
+        problems = [p for p in self.problem.shown if p is self.problem or reaching(found, p.config.reduction)]
+        contests = [contenders(problem, self.archive) for problem in problems]
+        phenotypes = list(dict.fromkeys(p for rivals, _ in contests for rival in rivals for p in rival["phenotypes"]))
         interruption.check()
-        with progress("test", len(phenotypes)) as bar:
-            for index, answer in executor.run(TestEvaluation(self.workspace), phenotypes):
-                values[phenotypes[index]] = finite(answer)
-                bar.advance(1)
-                if len(values) < len(phenotypes):
-                    interruption.check()
+        values = values_on_test(TestEvaluation(self.workspace), phenotypes, executor, interruption.check)
+        results = {p.config.reduction: self._verdict(*c, values) for p, c in zip(problems, contests, strict=True)}
+        front = [{"reduction": reduction, **result} for reduction, result in results.items()]
+        kept = {"result": results[self.config.reduction], **({"front": front} if self.config.reductions else {})}
+        self.run.commit({**kept, **self._clock()})
+
+    def _verdict(
+        self, rivals: list[Contender], failed: list[Contender], values: dict[bytes, Examples | Failure]
+    ) -> dict[str, Any]:
         rivals, failed_on_test = tested(rivals, values)
         result = {**verdict(rivals, self.config.seed), "failed": failed + failed_on_test}
         if "polish" in result:
-            both = (winner(self.archive), best_of(self.archive, FINAL[SEARCH]))
+            reduction = self.config.reduction
+            both = (winner(self.archive, reduction), best_of(self.archive, FINAL[SEARCH], reduction))
             keep, before = (unpack(blend.phenotype, len(self.problem.graph)) for blend in both)
             result["polish"]["exchanged"] = exchanged(keep, before)
-        self.run.commit({"result": result, **self._clock()})
+        return result
 
     def _export(self) -> None:
-        """Writes the blended criterion and the figure, and closes the run."""
-        best = winner(self.archive)
-        blend = self.problem.encoding.decode(best_of(self.archive, FINAL[SEARCH]).genome or ())
-        polished = self._polishing.decode(best.genome or ()) if best.phase == FINAL[POLISH] else None
-        criterion = blended_criterion(self.problem, blend, polished, self.run.get("result"))
-        criterion.save(self.run.folder / EXPORT)
+        """Writes the blended criteria and the figure, and closes the run."""
+        self._criterion(self.config.reduction, self.run.get("result")).save(self.run.folder / EXPORT)
+        for point in self.run.get("front", []):
+            self._criterion(point["reduction"], point).save(self.run.folder / export_at(point["reduction"]))
         draw_result(self.run, self.run.folder / FIGURE)
         self.run.commit({"status": "finished"})
+
+    def _criterion(self, reduction: float, result: dict[str, Any]) -> BlendedCriterion:
+        """What removes at least so much best, to be cut where it was searched."""
+        best, genome = winner(self.archive, reduction), best_of(self.archive, FINAL[SEARCH], reduction).genome or ()
+        blend = self.problem.genomes.decode(genome)
+        polished = self._polishing.decode(best.genome or ()) if best.phase == FINAL[POLISH] else None
+        requested = self._objective(self.problem.genomes).requested(genome)
+        return blended_criterion(self.problem.at(requested), blend, polished, result)

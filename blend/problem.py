@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 
 from torch import Tensor
@@ -14,9 +15,10 @@ from torch import Tensor
 from blend.baselines import Baseline, Contest
 from blend.budget import ALLOCATIONS, CostModel, floors, keep_mask
 from blend.config import SearchConfig
-from blend.encoding import Clusters, Encoding, encoding_for
+from blend.encoding import Clusters, Encoding, Genomes, encoding_for
 from blend.errors import InputError
 from blend.formula import Blender
+from blend.front import FrontEncoding
 from blend.identity import weight_hash
 from blend.progress import Progress, progress, say
 from blend.pruning import check_slicing, single_thread
@@ -83,7 +85,32 @@ class Problem:
             InputError: Saying the largest possible one.
         """
         any_scores = self.blender.scores(self.encoding.decode([0.0] * len(self.encoding.space)))
-        keep_mask(self.graph, any_scores, self.config.reduction, self.cost, self.floor)
+        keep_mask(self.graph, any_scores, self.config.shown[-1], self.cost, self.floor)
+
+    @cached_property
+    def genomes(self) -> Genomes:
+        """What is searched: the encoding, for a front with the reduction as one gene more."""
+        range_ = self.config.reductions
+        return self.encoding if range_ is None else FrontEncoding(self.encoding, *range_)
+
+    @cached_property
+    def shown(self) -> list[Problem]:
+        """The same problem at every reduction at which it is to be compared."""
+        return [self.at(reduction) for reduction in self.config.shown]
+
+    @cached_property
+    def seeds(self) -> list[Sequence[float]]:
+        """The baselines that can be written as genomes, for a front at every reduction that is shown."""
+        if self.config.reductions is None:
+            return [b.genome for b in self.baselines if b.genome is not None]
+        columns = ([(*b.genome, p.config.reduction) for b in p.baselines if b.genome is not None] for p in self.shown)
+        rows = zip_longest(*columns)  # a short search sees the best of them only, but at every reduction
+        return [genome for row in rows for genome in row if genome is not None]
+
+    def at(self, reduction: float) -> Problem:
+        """The same at another reduction."""
+        same = reduction == self.config.reduction
+        return self if same else replace(self, config=self.config.model_copy(update={"reduction": reduction}))
 
     @property
     def identity(self) -> dict[str, str]:

@@ -10,14 +10,16 @@ from rich.console import Console
 from rich.table import Table
 
 from blend.course import course, course_in_words
+from blend.front_text import front_in_words, front_rows, front_table, hypervolumes
 from blend.limits import ending
-from blend.runs import FINAL, POLISH, SEARCH, Run
+from blend.runs import CONTROL, FINAL, POLISH, SEARCH, Run
 
 
 def summary(run: Run) -> dict[str, Any]:
     """Everything about a run that a program may want to know; the keys are a promise."""
     config, counts, result = run.config, run.counts(), run.get("result")
-    best = run.best(FINAL[SEARCH], FINAL[POLISH]) or run.best(SEARCH)
+    least = config.reduction if config.reductions else 0.0
+    best = run.best(FINAL[SEARCH], FINAL[POLISH], reduction=least) or run.best(SEARCH, reduction=least)
     ended = run.get("search-ended")
     searched = config.evaluations - config.polish
     generations = 0 if ended else config.generations or math.ceil(searched / config.population)
@@ -28,6 +30,7 @@ def summary(run: Run) -> dict[str, Any]:
         "options": config.options,
         "seed": config.seed,
         "reduction": config.reduction,
+        "reductions": config.reductions,
         "achieved_reduction": result["achieved_reduction"] if result else (best.details["reduction"] if best else None),
         "cost": {
             "kind": config.cost,
@@ -52,6 +55,8 @@ def summary(run: Run) -> dict[str, Any]:
         "unpruned": result["unpruned"] if result else None,
         "margin": result["margin"] if result else None,
         "polish": result.get("polish") if result else None,
+        "front": front_rows(run),
+        "hypervolume": hypervolumes(run),
         "artefacts": {path.name: str(path) for path in run.artefacts()},
         "error": run.get("error"),
     }
@@ -63,6 +68,8 @@ def print_result(run: Run) -> None:
     console = Console(stderr=True, highlight=False)
     if about["margin"] is not None:
         console.print(_comparison(run, about))
+        if about["front"] is not None:
+            console.print(front_table(run, about["front"]))
         console.print(verdict_in_words(about), soft_wrap=True)
         if run.config.polish:
             console.print(polish_in_words(about["polish"]), soft_wrap=True)
@@ -70,6 +77,8 @@ def print_result(run: Run) -> None:
         console.print(_progress_in_words(about), soft_wrap=True)
     if about["ended"] is not None:
         console.print(f"The search ended: {ending(about['ended'], run.config)}.", soft_wrap=True)
+    if about["hypervolume"]:
+        console.print(front_in_words(about["hypervolume"]), soft_wrap=True)
     if records := course(run):
         console.print(course_in_words(records), soft_wrap=True)
     for path in about["artefacts"].values():
@@ -77,20 +86,23 @@ def print_result(run: Run) -> None:
 
 
 def print_course(run: Run) -> None:
-    """One line a generation, of the search and of polishing."""
+    """One line a generation, of the search and of polishing; for a front, of its control, too."""
     _print_course(f"{run.name}: the search, generation by generation", course(run))
     if records := course(run, POLISH):
         _print_course(f"{run.name}: polishing, generation by generation", records)
+    if run.config.reductions and (records := course(run, CONTROL)):
+        _print_course(f"{run.name}: random search, generation by generation", records)
 
 
 def _print_course(title: str, records: Sequence[dict[str, Any]]) -> None:
     table = Table(title=title, box=None)
     shares = ("genomes", "masks", "new")
-    for column in ("generation", "best fitness", *shares, "entropy", "spread", "known", "varied", "given up"):
+    goal, title = ("hypervolume", "volume") if "hypervolume" in records[0] else ("best", "best fitness")
+    for column in ("generation", title, *shares, "entropy", "spread", "known", "varied", "given up"):
         table.add_column(column, justify="right")
     for record in records:
         table.add_row(
-            str(record["generation"] + 1), _number(record["best"]), *(f"{record[share]:.0%}" for share in shares),
+            str(record["generation"] + 1), _number(record[goal]), *(f"{record[share]:.0%}" for share in shares),
             f"{record['entropy']:.2f}", f"{record['spread']:.2f}", f"{record['known']} of {record['proposed']}",
             f"×{record['boost']:.2g}", str(record["given_up"]),
         )  # fmt: skip
@@ -145,7 +157,8 @@ def runs_table(runs: list[Run]) -> Table:
         about = summary(run)
         margin = about["margin"]
         table.add_row(
-            about["id"], run.config.title, about["status"], f"{about['reduction']:g}",
+            about["id"], run.config.title, about["status"],
+            ":".join(f"{share:g}" for share in about["reductions"] or (about["reduction"],)),
             f"{about['generation']}/{about['generations']}", str(about["evaluations"]),
             _number(about["best"]["heldout_metric"]), _number(about["best"]["test_metric"]),
             f"{100 * margin['test']:+.1f}" if margin else "",

@@ -6,9 +6,10 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from blend.environment import Finding, Inapplicable, attempt
-from blend.runs import CONTROL, EXPORT, FINAL, POLISH, SEARCH, STOP, WORK, Run
+from blend.runs import CONTROL, EXPORT, FINAL, POLISH, SEARCH, STOP, WORK, Run, export_at
 
 
 def examine_run(folder: Path) -> Iterator[Finding]:
@@ -72,15 +73,23 @@ def _continuous(run: Run) -> str:
 def _consistent(run: Run) -> str:
     if run.status != "finished":
         raise Inapplicable("written when the run is finished")
-    export = json.loads((run.folder / EXPORT).read_text())
-    config = run.config
-    for key, wanted in {"seed": config.seed, "reduction": config.reduction, "metrics": run.get("result")}.items():
-        if export[key] != wanted:
-            raise RuntimeError(f"{EXPORT} has another {key} than the database")
-    best = run.best(FINAL[SEARCH], FINAL[POLISH])
+    points = run.get("front", [])
+    _check_export(run, EXPORT, run.config.reduction, run.get("result"))
+    for point in points:
+        _check_export(run, export_at(point["reduction"]), point["reduction"], point)
+    front = f", and so are those of the front at {len(points)} reductions" if points else ""
+    return f"{EXPORT} is that of the best candidate, with the result of the database{front}"
+
+
+def _check_export(run: Run, name: str, reduction: float, result: dict[str, Any]) -> None:
+    export, is_front = json.loads((run.folder / name).read_text()), run.config.reductions is not None
+    best = run.best(FINAL[SEARCH], FINAL[POLISH], reduction=reduction if is_front else 0.0)
     if best is None or best.fitness != export["metrics"]["best"]["fitness"]:
-        raise RuntimeError(f"{EXPORT} does not hold the best candidate of the history")
-    return f"{EXPORT} is that of the best candidate, with the result of the database"
+        raise RuntimeError(f"{name} does not hold the best candidate of the history")
+    requested = best.genome[-1] if is_front and best.genome else reduction
+    for key, wanted in {"seed": run.config.seed, "reduction": requested, "metrics": result}.items():
+        if export[key] != wanted:
+            raise RuntimeError(f"{name} has another {key} than the database")
 
 
 def _writer(run: Run) -> str:

@@ -26,11 +26,18 @@ if TYPE_CHECKING:
     from blend.config import SearchConfig
 
 PATIENCE = 10  # times that a lock is tried
+ROUNDING = 1e-12  # SQLite reads numbers almost as Python writes them
 CONFIG, DATABASE, LOCK, STOP, WORK = "config.json", "run.db", "run.lock", "stop", "work"
 SCORES, EXPORT, FIGURE = "scores.npz", "criterion.blend.json", "result.png"
+EXPORTS = "criterion-*.blend.json"  # those of a front
 SEARCH, POLISH, CONTROL = "search", "polish", "random"  # the phases that search
 FINAL = {SEARCH: "search-final", POLISH: "polish-final", CONTROL: "random-final"}
 """The phase in which the best of a search are judged in full precision."""
+
+
+def export_at(reduction: float) -> str:
+    """The file of that blend of a front which removes at least so much."""
+    return EXPORTS.replace("*", f"{reduction:.4g}")
 
 
 class Run:
@@ -116,16 +123,21 @@ class Run:
         with self._reading():
             return self.database.evaluations()
 
-    def best(self, *phases: str) -> Evaluation | None:
-        """The fittest evaluation of some phases; the first among equals."""
-        among = ", ".join("?" * len(phases))
-        condition = f"WHERE phase IN ({among}) AND error IS NULL ORDER BY fitness DESC, number LIMIT 1"
+    def best(self, *phases: str, reduction: float = 0.0) -> Evaluation | None:
+        """The fittest evaluation of some phases that removes at least so much; the first among equals."""
+        among, values = ", ".join("?" * len(phases)), list[Any](phases)
+        enough = ""
+        if reduction:
+            enough = "AND json_extract(details, '$.reduction') >= ? "
+            values.append(reduction - ROUNDING)
+        condition = f"WHERE phase IN ({among}) AND error IS NULL {enough}ORDER BY fitness DESC, number LIMIT 1"
         with self._reading():
-            return next(iter(self.database.evaluations(condition, phases)), None)
+            return next(iter(self.database.evaluations(condition, values)), None)
 
     def artefacts(self) -> list[Path]:
         """Files that the run has left for its user."""
-        return [path for name in (EXPORT, FIGURE, SCORES) if (path := self.folder / name).exists()]
+        fixed = [path for name in (EXPORT, FIGURE, SCORES) if (path := self.folder / name).exists()]
+        return [*fixed[:1], *sorted(self.folder.glob(EXPORTS)), *fixed[1:]]
 
     def counts(self) -> dict[str, int]:
         """Number of evaluations and of those really computed, polishing included, and of generations of the search."""

@@ -97,11 +97,12 @@ class Archive:
         succeeded = (evaluation for evaluation in self.history(phase) if evaluation.error is None)
         return max(succeeded, key=lambda evaluation: evaluation.fitness, default=None)
 
-    def front(self, cost_key: str) -> list[Evaluation]:
+    def front(self, cost_key: str, phase: str | None = None) -> list[Evaluation]:
         """Return the Pareto front of fitness (higher is better) against a cost (lower is better).
 
         Args:
             cost_key: Key of the cost in `Evaluation.details`.
+            phase: Whose front; None for that of all evaluations.
 
         Returns:
             The evaluations than which no other is at least as good in both and better in one, by rising cost.
@@ -110,7 +111,7 @@ class Archive:
         Raises:
             SearchError: A successful evaluation does not report that cost.
         """
-        succeeded = [evaluation for evaluation in self._first.values() if evaluation.error is None]
+        succeeded = [evaluation for evaluation in self.history(phase) if evaluation.error is None]
         for evaluation in succeeded:
             if cost_key not in evaluation.details:
                 raise SearchError(

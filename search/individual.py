@@ -12,7 +12,7 @@ from deap import base
 class Fitness(base.Fitness):
     """One number, maximised."""
 
-    weights = (1.0,)
+    weights: tuple[float, ...] = (1.0,)
 
 
 class Individual(list[float]):

@@ -7,6 +7,7 @@ from search.aging import AgingEvolution
 from search.cma_es import CMAES
 from search.evolution import Evolution
 from search.greedy import GreedySearch
+from search.nsga2 import NSGA2
 from search.random_search import RandomSearch
 from search.space import Space
 from search.strategy import AskTell
@@ -29,5 +30,6 @@ STRATEGIES: dict[str, MakesStrategy] = {
     "cma": CMAES,
     "greedy": GreedySearch,
     "swap": SwapSearch,
+    "nsga2": NSGA2,
     "random": RandomSearch,
 }

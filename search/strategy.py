@@ -242,7 +242,7 @@ class AskTell(ABC):
         """Learn a generation beyond its survivors."""
 
     @property
-    def _members(self) -> list[Individual]:
+    def _members(self) -> Sequence[Individual]:
         """What counts as the population."""
         return self._survivors
 

@@ -33,6 +33,36 @@ def test_where_there_is_a_time_evaluations_are_hardly_a_limit():
     assert search_config(task="digits", time="2h", evaluations=50).evaluations == 50
 
 
+@pytest.mark.parametrize(
+    ("reduction", "middle", "reductions", "shown"),
+    [
+        ("0.3:0.7", 0.5, (0.3, 0.7), (0.3, 0.4, 0.5, 0.6, 0.7)),
+        (0.5, 0.5, (0.3, 0.7), (0.3, 0.4, 0.5, 0.6, 0.7)),
+        ("0.9", 0.9, (0.86, 0.94), (0.86, 0.88, 0.9, 0.92, 0.94)),
+        ("0.2:0.5", 0.35, (0.2, 0.5), (0.2, 0.275, 0.35, 0.425, 0.5)),
+    ],
+)
+def test_a_front_has_a_range_of_reductions(reduction, middle, reductions, shown):
+    config = search_config(task="digits", strategy="nsga2", reduction=reduction)
+    assert (config.reduction, config.reductions, config.shown) == (middle, reductions, shown)
+    assert SearchConfig.model_validate_json(config.model_dump_json()) == config
+    assert config.moved(workers=3).reductions == reductions
+    assert search_config(task="digits", reduction=0.4).shown == (0.4,)
+
+
+@pytest.mark.parametrize("reduction", ["0.7:0.3", "0.5:0.5", "0:0.5", "0.5:1", "a:b", "0.3:0.5:0.7", "nan:0.5"])
+def test_a_range_that_is_none_is_refused(reduction):
+    with pytest.raises(InputError, match=rf"^reduction must be .* in \(0, 1\) or LOW:HIGH in it.*, got '{reduction}'"):
+        search_config(task="digits", strategy="nsga2", reduction=reduction)
+
+
+def test_a_range_holds_its_middle():
+    with pytest.raises(InputError, match=r"^reductions must hold the reduction 0\.5, got 0\.1:0\.3"):
+        search_config(task="digits", strategy="nsga2", reductions=(0.1, 0.3))
+    with pytest.raises(InputError, match=r"^strategy must be 'nsga2' for a range of reductions, got 'ga'"):
+        search_config(task="digits", reduction="0.3:0.7")
+
+
 def test_it_never_changes():
     config = search_config(task="digits")
     with pytest.raises(ValidationError, match="frozen"):
@@ -55,7 +85,7 @@ def test_it_never_changes():
         ("clusters", "many", "at least 1 or 'silhouette'"),
         ("clustering", "dbscan", "'agglomerative' or 'kmeans'"),
         ("fitness", "accuracy", "'loss' or 'metric'"),
-        ("strategy", "gaa", "'ga', 'aging', 'cma', 'greedy', 'swap' or 'random'"),
+        ("strategy", "gaa", "'ga', 'aging', 'cma', 'greedy', 'swap', 'nsga2' or 'random'"),
         ("population", 3, "at least 4"),
         ("population", "some", "a whole number"),
         ("evaluations", 0, "at least 1"),

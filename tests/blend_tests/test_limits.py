@@ -1,6 +1,7 @@
 import pytest
 
-from blend.limits import Target, duration, ending, seconds_of
+from blend.config import search_config
+from blend.limits import Target, duration, ending, reductions_around, reductions_of, seconds_of
 from search.archive import Evaluation
 
 
@@ -46,10 +47,24 @@ def test_a_target_is_reached_by_what_it_names():
 
 
 def test_every_reason_has_words():
-    class Config:
-        evaluations, polish, generations, time, target, patience = 600, 0, 9, 5400.0, "metric=0.9", 5
-
+    config = search_config(task="digits", generations=9, time="1h30m", target=0.9, patience=5)
     reasons = ("evaluations", "generations", "time", "target", "patience", "exhausted")
-    words = {reason: ending(reason, Config) for reason in reasons}
+    words = {reason: ending(reason, config) for reason in reasons}
     assert words["time"] == "its time of 1h30m is over"
     assert len(set(words.values())) == 6
+    front = search_config(task="digits", strategy="nsga2", patience=5)
+    assert ending("patience", front) == "the hypervolume grew by less than 0.1% in 5 generations"
+
+
+def test_a_range_of_reductions():
+    assert reductions_of("0.3:0.7") == (0.3, 0.7)
+    assert reductions_of("0.30:0.31") == (0.3, 0.31)
+    for wrong in ("0.3", "0.3:", "0.7:0.3", "0.3:0.305", "0:0.5", "0.5:1", "nan:0.5", "a:b", "0.1:0.2:0.3"):
+        with pytest.raises(ValueError, match=r"must be a number in \(0, 1\) or LOW:HIGH"):
+            reductions_of(wrong)
+
+
+def test_the_range_around_a_reduction_stays_inside():
+    assert reductions_around(0.5) == (0.3, 0.7)
+    assert reductions_around(0.25) == (0.15, 0.35)
+    assert reductions_around(0.9) == (0.86, 0.94)
