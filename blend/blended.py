@@ -203,16 +203,28 @@ class BlendedCriterion(_Strict):
         graph = ChannelGraph.build(model, example_input, ignore=self.task.get("ignore", ()))
         return PrunedNetwork(model, graph).extract(self.keep_mask(graph, reduction))
 
-    def _check_layout(self, graph: ChannelGraph) -> None:
-        if graph.fingerprint == self.network.layout:
-            return
-        for tensor, shape in self.network.shapes.items():
-            if graph.shapes.get(tensor) != shape:
+    def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Refuses a network with other layers.
+
+        Args:
+            shapes: Of all its tensors.
+
+        Raises:
+            InputError: Naming the first tensor that differs, with both shapes.
+        """
+        for tensor in {**self.network.shapes, **shapes}:
+            here, there = shapes.get(tensor, "absent"), self.network.shapes.get(tensor, "absent")
+            if here != there:
                 raise InputError(
-                    f"the criterion belongs to another network: '{tensor}' has shape {graph.shapes.get(tensor)} here "
-                    f"and {shape} there"
+                    f"the criterion belongs to another network: '{tensor}' has shape {here} here and {there} there"
                 )
-        raise InputError("the criterion belongs to another network: its layers have these shapes but other couplings")
+
+    def _check_layout(self, graph: ChannelGraph) -> None:
+        if graph.fingerprint != self.network.layout:
+            self.check_shapes(graph.shapes)
+            raise InputError(
+                "the criterion belongs to another network: its layers have these shapes but other couplings"
+            )
 
 
 def library_versions() -> dict[str, str]:

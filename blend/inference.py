@@ -83,6 +83,19 @@ class InferenceNetwork:
             norm.fold_into(layer, weight)
         return network
 
+    def statistics(self) -> dict[str, Tensor]:
+        """Copies of the means and variances of all BatchNorms as :meth:`prune` has left them, by name of the tensor."""
+        shell = self.network.shell
+        norms = {name: wrapped.norm for name, wrapped in self._norms.items()} or {
+            name: module for name, module in shell.named_modules() if isinstance(module, BATCH_NORM)
+        }
+        return {
+            f"{name}.{key}": tensor.clone()
+            for name, norm in norms.items()
+            for key, tensor in norm.named_buffers(recurse=False)
+            if key in ("running_mean", "running_var")
+        }
+
     def _agrees(self, reference: PrunedNetwork, example: Tensor) -> bool:
         """Whether statistics and outputs are those of the plain network in training mode on one large batch."""
         everything = np.ones(len(reference.graph), dtype=bool)
