@@ -48,6 +48,14 @@ def prune(
         int,
         typer.Option("--round-to", metavar="N", help="What a group keeps is a multiple of N, unless it is all."),
     ] = 1,
+    compensate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GRADE",
+            help="Correct what reads the removed channels by least squares, without labels. channel: one correction "
+            "for all taps of a kernel. patch: for each. sequential: layer by layer, from what reaches it. none.",
+        ),
+    ] = None,
     ignore: Ignore = [],  # noqa: B006
     option: Options = [],  # noqa: B006
     recalibration_images: RecalibrationImages = "256",
@@ -58,15 +66,17 @@ def prune(
     """Save a physically smaller network, pruned by a criterion file or by a single criterion.
 
     DIR gets the tensors as safetensors and the pruning as JSON; blend.load_pruned(DIR, MyNetwork) makes the original
-    class into it. BatchNorm is recalibrated; before and after are shown with their results on held-out data.
+    class into it. Consumers are corrected if asked (--compensate), BatchNorm is recalibrated; before and after are
+    shown with their results on held-out data.
     """
+    from blend.choice import Request
     from blend.config import parse_options
-    from blend.smaller import Request, prune_to_folder
+    from blend.smaller import prune_to_folder
 
     request = Request(
         criterion, task, parse_options(option), reduction=reduction, cost=cost, allocation=allocation, floor=floor,
         min_channels=min_channels, round_to=round_to, ignore=tuple(ignore), recalibration_images=recalibration_images,
-        batch_size=batch_size, seed=seed,
+        batch_size=batch_size, seed=seed, compensate=compensate,
     )  # fmt: skip
     record = prune_to_folder(request, out)
     _print_stages(record)
@@ -91,9 +101,8 @@ def _print_stages(record: PruningRecord) -> None:
     for column in ("", "MACs", "parameters", "file", "held-out loss", "held-out metric"):
         table.add_column(column, justify="right" if column else "left")
     for stage in record.stages:
-        size = f"{stage['bytes'] / 1000:,.1f} kB" if stage["bytes"] is not None else ""
         table.add_row(
-            stage["stage"], f"{stage['macs']:,}", f"{stage['parameters']:,}", size,
+            stage["stage"], f"{stage['macs']:,}", f"{stage['parameters']:,}", f"{stage['bytes'] / 1000:,.1f} kB",
             f"{stage['heldout_loss']:.4f}", f"{stage['heldout_metric']:.4f}",
         )  # fmt: skip
     Console(stderr=True, highlight=False).print(table)

@@ -8,7 +8,8 @@ until the others have arrived.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import greenlet
@@ -56,25 +57,27 @@ class InferenceNetwork:
             self._bytes_per_input = max(norm.largest for norm in self._norms.values()) / len(example)
         self.precision = precision
 
-    def prune(self, keep: Keep, images: Sequence[Tensor] = ()) -> nn.Module:
+    def prune(
+        self, keep: Keep, images: Sequence[Tensor] = (), corrected: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> nn.Module:
         """Slices the network, re-estimates the statistics of its BatchNorms, and folds them.
 
         Args:
             keep: The channels that stay.
             images: Batches of inputs whose statistics, all taken together, become those of the BatchNorms; none to
                 leave these as they are. In the precision of the layers, as all inputs of the network.
+            corrected: As for :meth:`blend.pruning.PrunedNetwork.prune`.
 
         Returns:
             The pruned network in evaluation mode, valid until the next call.
         """
         for layer, norm, bias in self._folds:
             layer.bias, norm.folded = bias, False
-        network = self.network.prune(keep)
+        network = self.network.prune(keep, corrected)
         weights = [layer.weight.data for layer, _, _ in self._folds]
         if self.precision is not None:
-            for parameter in self._cast:
+            for parameter in (*self._cast, *self.network.added.values()):
                 parameter.data = parameter.data.to(self.precision)
-        # Between slicing and recalibration is the place for a step that compensates the consumers' weights.
         if self._norms and sum(map(len, images)) * self._bytes_per_input <= MAX_ACTIVATION_BYTES:
             recalibrate_together(network, images, self._norms.values())
         else:

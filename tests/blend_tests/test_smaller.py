@@ -1,5 +1,6 @@
 """``blend prune``, from the command line to the network in another process; and all that it refuses."""
 
+import copy
 import errno
 import json
 import shutil
@@ -11,10 +12,12 @@ from torch import nn
 
 from blend import BlendedCriterion, Task, load_pruned
 from blend.cli import run
+from blend.compensation import GRADES
 from blend.config import search_config
 from blend.errors import InputError
 from blend.pipeline import start
 from blend.saved import RECORD, WEIGHTS, PruningRecord
+from blend.task import load_task
 
 from .task_file import SmallNetwork, small
 
@@ -112,9 +115,52 @@ def test_frozen_parameters_stay_frozen_and_gradients_flow(pruned):
     assert network.features[3].weight.grad.shape == network.features[3].weight.shape
 
 
+@pytest.mark.parametrize("grade", ["channel", "patch", "sequential"])
+def test_compensated_network_is_saved(capsys, tmp_path, grade):
+    out = tmp_path / "smaller"
+    told = prune(capsys, "l1", TASK, "--out", out, "--compensate", grade, "--json")
+    assert told["pruning"]["compensate"] == grade
+    unpruned, plain, compensated = told["stages"]
+    assert compensated["macs"] == plain["macs"] < unpruned["macs"]
+    assert compensated["heldout_loss"] != plain["heldout_loss"]
+    task = small()
+    assert accuracy(load_pruned(out, SmallNetwork), task.heldout) == pytest.approx(compensated["heldout_metric"])
+
+
+def test_added_biases_are_loaded(capsys, tmp_path):
+    file = tmp_path / "task.py"
+    source = Path(TASK.partition(":")[0]).read_text()
+    file.write_text(source.replace("nn.Linear(16 * 4, 4)", "nn.Linear(16 * 4, 4, bias=False)"))
+    prune(capsys, "l1", f"{file}:small", "--out", tmp_path / "out", "--compensate", "channel", "--json")
+    assert PruningRecord.load(tmp_path / "out").biases == ("head",)
+
+    def factory():
+        model = SmallNetwork()
+        model.head = nn.Linear(64, 4, bias=False)
+        return model
+
+    assert load_pruned(tmp_path / "out", factory).head.bias.shape == (4,)
+
+
+@pytest.mark.parametrize("task", ["digits", pytest.param("textures", marks=pytest.mark.slow)])
+def test_better_grades_err_less(capsys, tmp_path, task):
+    """Of the logits on held-out data, after recalibration."""
+    found = load_task(task)
+    inputs = found.heldout[0][:300]
+    with torch.no_grad():
+        expected, errors = found.model.eval()(inputs), []
+        for grade in GRADES:
+            prune(capsys, "cap", task, "--out", tmp_path / grade, "--compensate", grade)
+            network = load_pruned(tmp_path / grade, lambda: copy.deepcopy(found.model))
+            errors.append(float((network(inputs) - expected).square().mean() / expected.var()))
+    none, channel, patch, sequential = errors
+    assert sequential < patch < channel < none, errors
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
+        (["l1", TASK, "--compensate", "patches"], "compensate must be one of none, channel, patch, sequential, got"),
         (["l11", TASK], "did you mean 'l1'"),
         (["l1", "digit"], "did you mean 'digits'?"),
         (["l1", TASK, "--ignore", "nothing.*"], "no layer matches 'nothing.*'"),
