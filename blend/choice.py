@@ -57,10 +57,9 @@ class Request:
     seed: str = "0"
     compensate: str | None = None
 
-    @property
-    def grade(self) -> Grade:
-        """How consumers are corrected."""
-        return cast("Grade", self.compensate or "none")
+    def grade(self, otherwise: Grade = "none") -> Grade:
+        """How consumers are corrected, if nothing was asked for otherwise."""
+        return cast("Grade", self.compensate or otherwise)
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ def by_file(request: Request) -> Chosen:
     scores = uniform(scores) if request.allocation == "uniform" else scores
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     about = {"file": path.name, "sha256": digest}
-    return Chosen(config, task, splits, graph, scores, about, request.grade)
+    return Chosen(config, task, splits, graph, scores, about, request.grade(file.compensate))
 
 
 def by_name(request: Request) -> Chosen:
@@ -137,7 +136,7 @@ def by_name(request: Request) -> Chosen:
         raise InputError(
             f"allocation must be 'uniform' with criterion '{name}', which cannot rank '{missing[0]}', got 'global'"
         )
-    return Chosen(config, problem.task, problem.splits, problem.graph, scores, {"name": name}, request.grade)
+    return Chosen(config, problem.task, problem.splits, problem.graph, scores, {"name": name}, request.grade())
 
 
 def chosen_keep(chosen: Chosen, request: Request) -> Keep:

@@ -21,7 +21,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from blend.consumer_inputs import Grade, Reading, blocks_of, readings, weight_of, with_statistics
+from blend.consumer_inputs import (
+    Grade,
+    Reading,
+    blocks_of,
+    compensation_images,
+    readings,
+    weight_of,
+    with_statistics,
+)
+from blend.inference import portions
+from blend.pruning import single_thread
 from criteria.graph import ChannelGraph, Keep
 from criteria.layers import is_transposed
 
@@ -139,6 +149,27 @@ def ridge_solution(inputs: Tensor, crossing: Tensor, ridge: float) -> tuple[Tens
 def absorbed_means(graph: ChannelGraph) -> frozenset[str]:
     """Layers whose outputs' means do not matter if BatchNorm is recalibrated: it is all that reads them."""
     return frozenset(member.layer for group in graph.groups for member in group.producers if member.norm)
+
+
+def gathered(
+    model: nn.Module, graph: ChannelGraph, calibration: Tensor, grade: Grade, recalibration_images: int, batch_size: int
+) -> tuple[list[Reading], list[str]]:
+    """What a search needs to know once of all inputs of consumers, the same bits every time; and notes on the rest.
+
+    Args:
+        model: The unpruned network.
+        graph: Its channel graph.
+        calibration: Inputs.
+        grade: ``none`` for nothing.
+        recalibration_images: As many of the inputs are used.
+        batch_size: Images per forward pass.
+    """
+    if grade == "none":
+        return [], []
+    found, notes = readings(model, graph, grade)
+    images = compensation_images(calibration, recalibration_images)
+    with single_thread():
+        return with_statistics(model, found, portions(images, batch_size)), notes
 
 
 def compensation(

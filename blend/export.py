@@ -60,6 +60,7 @@ def blended_criterion(
         cost=config.cost,
         floor=config.floor,
         calibration_loss=config.calibration_loss,
+        compensate=config.compensate,
         criteria=tuple({"name": c.name, "family": c.family, "reference": c.reference} for c in records),
         network=NetworkIdentity(layout=identity["layout"], weights=identity["weights"], shapes=problem.graph.shapes),
         task={

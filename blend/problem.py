@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from blend.baselines import Baseline, Contest
 from blend.budget import ALLOCATIONS, CostModel, floors, keep_mask
+from blend.compensation import gathered
 from blend.config import SearchConfig
+from blend.consumer_inputs import Reading
 from blend.encoding import Clusters, Encoding, encoding_for
 from blend.errors import InputError
 from blend.formula import Blender
@@ -76,6 +78,22 @@ class Problem:
     def baselines(self) -> list[Baseline]:
         """The opponents."""
         return self.contest.baselines()
+
+    @cached_property
+    def consumer_inputs(self) -> list[Reading]:
+        """What compensation has to know of the inputs of consumers; says what it cannot compensate as asked.
+
+        Raises:
+            InputError: The statistics are not finite, or take too much memory.
+        """
+        config = self.config
+        known, notes = gathered(
+            self.task.model, self.graph, self.splits.calibration.inputs,
+            config.compensate, config.recalibration_images, config.batch_size,
+        )  # fmt: skip
+        for note in notes:
+            say(f"note: {note}")
+        return known
 
     def check_reachable(self) -> None:
         """Refuses a reduction that the floors make impossible.
