@@ -40,6 +40,7 @@ class Request:
         batch_size: Images per forward pass.
         seed: Of a criterion that draws at random, and of the task.
         compensate: How consumers are corrected, one of `blend.compensation.GRADES`.
+        onnx: Whether to write the network as ONNX, too.
     """
 
     criterion: str
@@ -56,6 +57,7 @@ class Request:
     batch_size: str = "64"
     seed: str = "0"
     compensate: str | None = None
+    onnx: bool = False
 
     def grade(self, otherwise: Grade = "none") -> Grade:
         """How consumers are corrected, if nothing was asked for otherwise."""

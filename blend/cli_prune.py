@@ -56,6 +56,9 @@ def prune(
             "for all taps of a kernel. patch: for each. sequential: layer by layer, from what reaches it. none.",
         ),
     ] = None,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Also write network.onnx, checked by running it (needs the extra onnx).")
+    ] = False,
     ignore: Ignore = [],  # noqa: B006
     option: Options = [],  # noqa: B006
     recalibration_images: RecalibrationImages = "256",
@@ -76,7 +79,7 @@ def prune(
     request = Request(
         criterion, task, parse_options(option), reduction=reduction, cost=cost, allocation=allocation, floor=floor,
         min_channels=min_channels, round_to=round_to, ignore=tuple(ignore), recalibration_images=recalibration_images,
-        batch_size=batch_size, seed=seed, compensate=compensate,
+        batch_size=batch_size, seed=seed, compensate=compensate, onnx=onnx,
     )  # fmt: skip
     record = prune_to_folder(request, out)
     _print_stages(record)

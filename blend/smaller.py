@@ -18,6 +18,7 @@ from blend.compensation import Corrected, absorbed_means, compensation
 from blend.consumer_inputs import compensation_images
 from blend.errors import BlendError
 from blend.inference import InferenceNetwork, portions
+from blend.onnx_export import ONNX, check_onnx, export_onnx
 from blend.problem import weight_hash
 from blend.progress import say
 from blend.pruning import TOLERANCES, PrunedNetwork, single_thread
@@ -52,6 +53,8 @@ def prune_to_folder(request: Request, folder: Path) -> PruningRecord:
         BlendError: It could not be written, or what was written is not what was meant.
     """
     check_free_folder(folder)
+    if request.onnx:
+        check_onnx()
     chosen = choose(request)
     keep = chosen_keep(chosen, request)
     with new_folder(folder) as draft:
@@ -67,6 +70,9 @@ def prune_to_folder(request: Request, folder: Path) -> PruningRecord:
         record = _record(chosen, request, keep, corrected, stages)
         (draft / RECORD).write_text(record.model_dump_json(indent=1) + "\n")
         _check_written(draft, chosen, network)
+        if request.onnx:
+            difference = export_onnx(network, chosen.splits.heldout.inputs[:EXAMPLES], draft / ONNX)
+            say(f"{ONNX} differs from PyTorch by at most {difference:.1e}")
     return record
 
 

@@ -212,6 +212,32 @@ def test_full_disk_leaves_nothing(capsys, tmp_path, monkeypatch, broken):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_onnx_computes_the_same(capsys, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    out = tmp_path / "out"
+    told = prune(capsys, "l1", TASK, "--out", out, "--compensate", "channel", "--onnx")
+    assert "network.onnx differs from PyTorch by at most" in told
+    session = onnxruntime.InferenceSession(out / "network.onnx", providers=["CPUExecutionProvider"])
+    inputs = small().heldout[0][:5]
+    [found] = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found), load_pruned(out, SmallNetwork)(inputs), rtol=0, atol=1e-4)
+
+
+def test_onnx_that_computes_something_else_is_refused(capsys, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr("blend.onnx_export.PARITY", -1.0)
+    told = refused(capsys, "l1", TASK, "--out", tmp_path / "out", "--onnx", code=3)
+    assert "exported to ONNX computes something else" in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_onnx_says_what_to_install(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("blend.onnx_export.find_spec", lambda name: None)
+    told = refused(capsys, "l1", TASK, "--out", tmp_path / "out", "--onnx")
+    assert told == "--onnx needs the package onnx: pip install 'blend-pruning[onnx]'"
+
+
 class Wider(SmallNetwork):
     def __init__(self):
         super().__init__()
