@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from blend.blended import BlendedCriterion
     from blend.pruning import recalibrate
+    from blend.saved import load_pruned
     from blend.task import Task
 
 __version__ = "0.1.0"
-__all__ = ["BlendedCriterion", "Task", "recalibrate"]
+__all__ = ["BlendedCriterion", "Task", "load_pruned", "recalibrate"]
 
-_HOMES = {"BlendedCriterion": "blend.blended", "Task": "blend.task", "recalibrate": "blend.pruning"}
+_HOMES = {
+    "BlendedCriterion": "blend.blended",
+    "Task": "blend.task",
+    "load_pruned": "blend.saved",
+    "recalibrate": "blend.pruning",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -117,6 +117,7 @@ class BlendedCriterion(_Strict):
     cost: Literal["macs", "params"]
     floor: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     calibration_loss: Literal["task", "squared_norm", "divergence"] = "task"
+    compensate: Literal["none", "channel", "patch"] = "none"
     criteria: tuple[CriterionRecord, ...]
     network: NetworkIdentity
     task: dict[str, Any]
@@ -208,6 +209,8 @@ class BlendedCriterion(_Strict):
 
     def prune(self, model: nn.Module, example_input: Tensor, reduction: float | None = None) -> nn.Module:
         """A physically smaller copy of a network; recalibrate or fine-tune it afterwards.
+
+        Nothing is compensated here, also where ``compensate`` says that the search did: ``blend prune`` does.
 
         Warns:
             OtherWeightsWarning: The scores were computed on other weights of this layout.

@@ -102,12 +102,7 @@ def keep_mask(
     floor = floors(graph) if floor is None else floor
     order = _removal_order(graph, scores, floor)
     fewest, most = 0, len(order)
-    possible = cost.reduction(_without(graph, order))
-    if possible < reduction:
-        raise InputError(
-            f"reduction {reduction:g} of {cost.kind} cannot be reached: with the channels that must stay in each group "
-            f"the largest possible is {math.floor(possible * 1000) / 1000:.3f}"
-        )
+    check_reachable(cost.reduction(_without(graph, order)), reduction, cost)
     while fewest < most:
         middle = (fewest + most) // 2
         if cost.reduction(_without(graph, order[:middle])) < reduction:
@@ -133,6 +128,15 @@ def check_reduction(reduction: float) -> None:
     """Raises :class:`InputError` unless the reduction lies strictly between 0 and 1."""
     if not 0.0 < reduction < 1.0:
         raise InputError(f"reduction must be in (0, 1), got {reduction:g}")
+
+
+def check_reachable(possible: float, reduction: float, cost: CostModel) -> None:
+    """Raises :class:`InputError` if a reduction is above the largest possible one, and says that."""
+    if possible < reduction:
+        raise InputError(
+            f"reduction {reduction:g} of {cost.kind} cannot be reached: with the channels that must stay in each group "
+            f"the largest possible is {math.floor(possible * 1000) / 1000:.3f}"
+        )
 
 
 def _removal_order(graph: ChannelGraph, scores: Scores, floor: Mapping[str, int]) -> NDArray[np.int64]:

@@ -13,6 +13,7 @@ from blend import __version__
 from blend import cli_options as options
 from blend.cli_criteria import commands as criteria_commands
 from blend.cli_options import CHEAP_CRITERIA, RUNS, names, print_json
+from blend.cli_prune import commands as prune_commands
 from blend.defaults import free_name
 from blend.errors import BlendError, InputError, Interrupted
 
@@ -74,6 +75,7 @@ def search(
     racing: options.Racing = True,
     precision: options.Precision = "auto",
     random_search: options.RandomSearch = True,
+    compensate: options.Compensate = "none",
     recalibration_images: options.RecalibrationImages = "256",
     batch_size: options.BatchSize = "64",
     floor: options.Floor = "0.1",
@@ -107,7 +109,7 @@ def search(
         fitness=fitness, strategy=strategy,
         population=population, **({} if evaluations is None else {"evaluations": evaluations}),
         polish=polish, generations=generations, time=time, target=target, patience=patience, racing=racing,
-        precision=precision, random_search=random_search,
+        precision=precision, random_search=random_search, compensate=compensate,
         recalibration_images=recalibration_images, batch_size=batch_size, floor=floor, ignore=tuple(ignore), seed=seed,
         workers=cpu_count(only_physical_cores=True) if workers is None else workers, executor=executor,
         address=address, timeout=timeout,
@@ -203,6 +205,7 @@ def stop(run: options.RunArgument, runs_dir: options.RunsDir = RUNS) -> None:
 
 
 app.add_typer(criteria_commands)
+app.add_typer(prune_commands)
 
 
 @app.command(epilog="Example:  blend export first my-network.blend.json")

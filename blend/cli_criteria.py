@@ -11,6 +11,7 @@ from blend.cli_options import (
     CHEAP_CRITERIA,
     RUNS,
     CalibrationLoss,
+    Compensate,
     Criteria,
     Ignore,
     Json,
@@ -80,6 +81,7 @@ def compare(
             '{"GROUP": {"scale": 2, "shift": 0.1}}.',
         ),
     ] = "none",
+    compensate: Compensate = "none",
     ignore: Ignore = [],  # noqa: B006
     option: Options = [],  # noqa: B006
     seed: Seed = "0",
@@ -103,7 +105,7 @@ def compare(
     config = search_config(
         task=task, options=parse_options(option), reduction=reduction, cost=cost, criteria=names(criteria), seed=seed,
         allocation=allocation, calibration_loss=calibration_loss, clusters=clusters, clustering=clustering,
-        ignore=tuple(ignore),
+        compensate=compensate, ignore=tuple(ignore),
     )  # fmt: skip
 
     from blend.comparison import compare as compared

@@ -49,6 +49,15 @@ RandomSearch = Annotated[bool, typer.Option(help="Also spend the same budget on 
 RecalibrationImages = Annotated[
     str, typer.Option(metavar="N", help="Calibration images that BatchNorm is re-estimated on for each candidate.")
 ]
+Compensate = Annotated[
+    str,
+    typer.Option(
+        metavar="GRADE",
+        help="Correct what reads the removed channels by least squares, in every candidate and baseline, before "
+        "recalibration, without labels. channel: one correction for all taps of a kernel (quick). patch: for each tap. "
+        "none.",
+    ),
+]
 Executor = Annotated[
     str, typer.Option(help="Where evaluations run: local, or dask (workers may join and leave; needs --address).")
 ]

@@ -86,6 +86,7 @@ def compare(config: SearchConfig, transform: Transform = Transform()) -> dict[st
         "allocation": config.allocation,
         "transform": transform.name,
         "calibration_loss": config.calibration_loss,
+        "compensate": config.compensate,
         "heldout_examples": len(problem.splits.heldout),
         **report,
         "linkage": tree.tolist(),
@@ -120,7 +121,8 @@ def _judged(problem: Problem, chosen: Sequence[Baseline]) -> dict[str, Judged]:
     """The unpruned network and every contender, after recalibration, on held-out data."""
     config, task = problem.config, problem.task
     settings = Settings(config.cost, config.fitness, config.recalibration_images, config.batch_size)
-    judge = Judge(task.model, problem.graph, task.loss, task.metric, problem.splits.calibration.inputs, settings)
+    calibration, known = problem.splits.calibration.inputs, problem.consumer_inputs
+    judge = Judge(task.model, problem.graph, task.loss, task.metric, calibration, settings, known)
     whole = Baseline("unpruned", "unpruned", "", (np.ones(len(problem.graph), dtype=bool),))
     contenders = [whole, *chosen]
     judged = {}

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blend.comparison import SAME
-from blend.comparison_text import spread
+from blend.comparison_text import spread, treatment
 from blend.errors import InputError
 
 SUFFIXES = (".html", ".png", ".svg", ".pdf")
@@ -100,7 +100,7 @@ class _Page:
         place = {"x": 0.25 / self.size[0], "y": 1 - 0.12 / self.size[1], "ha": "left", "va": "top"}
         figure.suptitle(f"Pruning criteria on {about}", fontsize=11, fontweight="bold", **place)
         examples = f"{self.report['heldout_examples']} held-out examples"
-        how = f"{spread(self.report)}; recalibrated, not fine-tuned; {examples}"
+        how = f"{spread(self.report)}; {treatment(self.report)}, not fine-tuned; {examples}"
         figure.text(place["x"], 1 - 0.34 / self.size[1], how, fontsize=7.5, color="#666666", va="top")
         for axes in (agreement, overlap):
             for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from blend.comparison_figure import draw_comparison
-from blend.comparison_text import answer, spread
+from blend.comparison_text import answer, spread, treatment
 from blend.errors import InputError
 
 _STEPS = 20
@@ -87,7 +87,7 @@ def _results(report: dict[str, Any]) -> Iterator[str]:
     """The table, the best first; what could not be pruned by last."""
     columns = ("criterion", "held-out", "behind the best", "95 %", "loss", "reduction", "seconds", "")
     yield f'<p class="dim">{report["reduction"]:.0%} fewer {escape(report["cost"])}, {escape(spread(report))}; '
-    yield f"recalibrated, not fine-tuned; {report['heldout_examples']} held-out examples.</p>"
+    yield f"{treatment(report)}, not fine-tuned; {report['heldout_examples']} held-out examples.</p>"
     yield f'<div class="wide"><table class="results"><thead><tr>{_cells("th", columns)}</tr></thead><tbody>'
     best = (report["recommended"] or {}).get("best")
     for row in sorted(report["results"], key=_worth):

@@ -48,6 +48,12 @@ def spread(report: dict[str, Any]) -> str:
     return f"one ranking{how} over all layers"
 
 
+def treatment(report: dict[str, Any]) -> str:
+    """What has been done to the pruned networks."""
+    grade = report["compensate"]
+    return "recalibrated" if grade == "none" else f"compensated by {grade} and recalibrated"
+
+
 def _agreement(report: dict[str, Any]) -> Table:
     """Above the diagonal ρ, below it the overlap, in the order of the dendrogram."""
     share = f"{report['tail_share']:.0%}"
@@ -69,7 +75,7 @@ def _agreement(report: dict[str, Any]) -> Table:
 def _worth(report: dict[str, Any]) -> Table:
     """What each criterion keeps and costs, the best first."""
     fewer = f"{report['reduction']:.0%} fewer {_COST[report['cost']]}"
-    title = f"pruned by each: {fewer}, {spread(report)}, recalibrated"
+    title = f"pruned by each: {fewer}, {spread(report)}, {treatment(report)}"
     table = Table(title=title, box=None)
     for column in ("criterion", "held-out", "behind the best (95 %)", "loss", "seconds", ""):
         table.add_column(column, justify="left" if column in ("criterion", "") else "right")

@@ -59,6 +59,7 @@ class SearchConfig(BaseModel):
     address: Annotated[str | None, Field(validate_default=True)] = None
     timeout: Annotated[float, Field(gt=0.0)] | None = None
     directory: str = Field(default_factory=lambda: str(Path.cwd()))
+    compensate: Literal["none", "channel", "patch"] = "none"
     recalibration_images: Annotated[int, Field(ge=0)] = 256
     batch_size: Annotated[int, Field(ge=1)] = 64
     floor: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1

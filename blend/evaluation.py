@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from blend.budget import CostModel
+from blend.compensation import Compensation, absorbed_means
+from blend.consumer_inputs import Grade, Reading, rejoined, statistics_only
 from blend.inference import InferenceNetwork, portions
 from blend.pruning import single_thread
 from blend.racing import estimate, is_hopeless, weighted_mean
@@ -41,6 +43,7 @@ class Settings:
         recalibration_images: Calibration images that BatchNorm statistics are re-estimated on; 0 for none.
         batch_size: Images per forward pass.
         precision: What layers compute in; None for the network's own.
+        compensate: How the consumers of a candidate are corrected before recalibration.
     """
 
     cost: str = "macs"
@@ -48,6 +51,7 @@ class Settings:
     recalibration_images: int = 256
     batch_size: int = 64
     precision: torch.dtype | None = None
+    compensate: Grade = "none"
 
 
 def pack(keep: Keep, *, half: bool = False) -> bytes:
@@ -75,14 +79,18 @@ class Judge:
         metric: The task's metric, one value per example.
         calibration: Inputs for recalibration.
         settings: How candidates are judged.
+        known: The inputs of consumers, with statistics, where candidates are compensated.
     """
 
     def __init__(
-        self, model: nn.Module, graph: ChannelGraph, loss: Loss, metric: Loss, calibration: Tensor, settings: Settings
-    ) -> None:
+        self, model: nn.Module, graph: ChannelGraph, loss: Loss, metric: Loss, calibration: Tensor, settings: Settings,
+        known: Sequence[Reading] = (),
+    ) -> None:  # fmt: skip
         with single_thread():
             example = calibration[:_EXAMPLES]
             self.network = InferenceNetwork(_fast_layout(model, calibration), graph, example, settings.precision)
+        absorbed = absorbed_means(graph) if settings.recalibration_images else frozenset()
+        self.compensation = Compensation(model, known, absorbed)
         self.settings = settings
         self.graph = graph
         self.loss = loss
@@ -138,7 +146,8 @@ class Judge:
         values: list[NDArray[np.float64]] = []
         sizes = self._sizes(split)
         with single_thread(), torch.no_grad():
-            network = self.network.prune(keep, () if keep.all() else self.recalibration)
+            corrected = self.compensation(keep).tensors
+            network = self.network.prune(keep, () if keep.all() else self.recalibration, corrected)
             for inputs, targets in split.batches(self.settings.batch_size):
                 outputs = network(self._ready(inputs))
                 outputs = outputs.float() if outputs.dtype is self.settings.precision else outputs
@@ -179,7 +188,9 @@ class Workspace:
     task: str
     token: str
 
-    def write(self, task: Task, graph: ChannelGraph, splits: Splits, settings: Settings) -> None:
+    def write(
+        self, task: Task, graph: ChannelGraph, splits: Splits, settings: Settings, known: Sequence[Reading] = ()
+    ) -> None:
         """Puts down everything that :meth:`judge` needs."""
         folder = Path(self.folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -194,8 +205,12 @@ class Workspace:
             "test-targets": splits.test.targets,
         }.items():
             np.save(folder / f"{name}.npy", _stored(tensor))
+        bare = []
+        for number, (reading, moments) in enumerate(statistics_only(known)):
+            np.save(folder / f"moments-{number}.npy", moments)
+            bare.append(reading)
         with (folder / "judge.pickle").open("wb") as file:
-            cloudpickle.dump((task.model, graph, task.loss, task.metric, settings), file)
+            cloudpickle.dump((task.model, graph, task.loss, task.metric, settings, bare), file)
 
     def judge(self, *, half: bool = False) -> Judge:
         """This process' judge, for candidates in half precision if asked for; loaded at the first call."""
@@ -244,10 +259,11 @@ class TestEvaluation:
 def _load_judge(workspace: Workspace, half: bool) -> Judge:
     task_function(workspace.task)
     with (Path(workspace.folder) / "judge.pickle").open("rb") as file:
-        model, graph, loss, metric, settings = pickle.load(file)
+        model, graph, loss, metric, settings, bare = pickle.load(file)
     if half:
         settings = replace(settings, precision=torch.bfloat16)
-    return Judge(model, graph, loss, metric, _loaded(workspace, "calibration"), settings)
+    known = rejoined((reading, _loaded(workspace, f"moments-{number}")) for number, reading in enumerate(bare))
+    return Judge(model, graph, loss, metric, _loaded(workspace, "calibration"), settings, known)
 
 
 @lru_cache(maxsize=2)

@@ -61,6 +61,7 @@ def blended_criterion(
         cost=config.cost,
         floor=config.floor,
         calibration_loss=config.calibration_loss,
+        compensate=config.compensate,
         criteria=tuple(
             CriterionRecord(name=c.name, family=c.family, reference=c.reference, parameters=dict(c.parameters))
             for c in records

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict
 from torch import nn
@@ -39,13 +40,24 @@ class NetworkIdentity(BaseModel):
         """
         if graph.fingerprint == self.layout:
             return
-        for tensor, shape in self.shapes.items():
-            if graph.shapes.get(tensor) != shape:
-                raise InputError(
-                    f"the criterion belongs to another network: '{tensor}' has shape {graph.shapes.get(tensor)} here "
-                    f"and {shape} there"
-                )
+        self.check_shapes(graph.shapes)
         raise InputError("the criterion belongs to another network: its layers have these shapes but other couplings")
+
+    def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Refuses a network with other layers.
+
+        Args:
+            shapes: Of all its tensors.
+
+        Raises:
+            InputError: Naming the first tensor that differs, with both shapes.
+        """
+        for tensor in {**self.shapes, **shapes}:
+            here, there = shapes.get(tensor, "absent"), self.shapes.get(tensor, "absent")
+            if here != there:
+                raise InputError(
+                    f"the criterion belongs to another network: '{tensor}' has shape {here} here and {there} there"
+                )
 
     def warn_of_other_weights(self, model: nn.Module) -> None:
         """Warns (`OtherWeightsWarning`) if a network's weights are not those that the scores were computed on."""

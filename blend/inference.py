@@ -8,7 +8,8 @@ until the others have arrived.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import greenlet
@@ -56,25 +57,27 @@ class InferenceNetwork:
             self._bytes_per_input = max(norm.largest for norm in self._norms.values()) / len(example)
         self.precision = precision
 
-    def prune(self, keep: Keep, images: Sequence[Tensor] = ()) -> nn.Module:
+    def prune(
+        self, keep: Keep, images: Sequence[Tensor] = (), corrected: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> nn.Module:
         """Slices the network, re-estimates the statistics of its BatchNorms, and folds them.
 
         Args:
             keep: The channels that stay.
             images: Batches of inputs whose statistics, all taken together, become those of the BatchNorms; none to
                 leave these as they are. In the precision of the layers, as all inputs of the network.
+            corrected: As for :meth:`blend.pruning.PrunedNetwork.prune`.
 
         Returns:
             The pruned network in evaluation mode, valid until the next call.
         """
         for layer, norm, bias in self._folds:
             layer.bias, norm.folded = bias, False
-        network = self.network.prune(keep)
+        network = self.network.prune(keep, corrected)
         weights = [layer.weight.data for layer, _, _ in self._folds]
         if self.precision is not None:
-            for parameter in self._cast:
+            for parameter in (*self._cast, *self.network.added.values()):
                 parameter.data = parameter.data.to(self.precision)
-        # Between slicing and recalibration is the place for a step that compensates the consumers' weights.
         if self._norms and sum(map(len, images)) * self._bytes_per_input <= MAX_ACTIVATION_BYTES:
             recalibrate_together(network, images, self._norms.values())
         else:
@@ -82,6 +85,19 @@ class InferenceNetwork:
         for (layer, norm, _), weight in zip(self._folds, weights, strict=True):
             norm.fold_into(layer, weight)
         return network
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Copies of the means and variances of all BatchNorms as :meth:`prune` has left them, by name of the tensor."""
+        shell = self.network.shell
+        norms = {name: wrapped.norm for name, wrapped in self._norms.items()} or {
+            name: module for name, module in shell.named_modules() if isinstance(module, BATCH_NORM)
+        }
+        return {
+            f"{name}.{key}": tensor.clone()
+            for name, norm in norms.items()
+            for key, tensor in norm.named_buffers(recurse=False)
+            if key in ("running_mean", "running_var")
+        }
 
     def _agrees(self, reference: PrunedNetwork, example: Tensor) -> bool:
         """Whether statistics and outputs are those of the plain network in training mode on one large batch."""

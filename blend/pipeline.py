@@ -67,6 +67,7 @@ def start(config: SearchConfig, folder: Path) -> Run:
     with open_executor(config) as executor:
         problem = prepare(config)
         problem.check_reachable()
+        _ = problem.consumer_inputs  # gathered, or refused, before there is a folder
         run = Run.create(folder, config)
         with run.writing():
             problem.table.save(run.folder / SCORES)
@@ -119,10 +120,7 @@ class _Execution:
 
     def go(self) -> None:
         """Every stage in order."""
-        settings = Settings(
-            self.config.cost, self.config.fitness, self.config.recalibration_images, self.config.batch_size
-        )
-        self.workspace.write(self.problem.task, self.problem.graph, self.problem.splits, settings)
+        self._write_workspace()
         executor = self.executor
         with Interruption(self.run) as interruption:
             try:
@@ -143,6 +141,13 @@ class _Execution:
                 self._record(error, interruption)
                 raise
         self._export()
+
+    def _write_workspace(self) -> None:
+        config, problem = self.config, self.problem
+        settings = Settings(
+            config.cost, config.fitness, config.recalibration_images, config.batch_size, compensate=config.compensate
+        )
+        self.workspace.write(problem.task, problem.graph, problem.splits, settings, problem.consumer_inputs)
 
     def _record(self, error: BlendError, interruption: Interruption) -> None:
         with suppress(BlendError):  # it may be the very thing that cannot be written

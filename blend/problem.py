@@ -14,7 +14,9 @@ from torch import Tensor
 
 from blend.baselines import Baseline, Contest
 from blend.budget import ALLOCATIONS, CostModel, floors, keep_mask
+from blend.compensation import gathered
 from blend.config import SearchConfig
+from blend.consumer_inputs import Reading
 from blend.encoding import Clusters, Encoding, Genomes, encoding_for
 from blend.errors import InputError
 from blend.formula import Blender
@@ -24,6 +26,7 @@ from blend.progress import Progress, progress, say
 from blend.pruning import check_slicing, single_thread
 from blend.task import Splits, Task, check_task, load_task
 from criteria import CRITERIA, ChannelGraph, Criterion, CriterionError, ScoreTable, cluster, score
+from criteria.grouping import matching_layers
 from criteria.losses import label_free
 from criteria.passes import OnStep
 from criteria.scores import merged
@@ -77,6 +80,22 @@ class Problem:
     def baselines(self) -> list[Baseline]:
         """The opponents."""
         return self.contest.baselines()
+
+    @cached_property
+    def consumer_inputs(self) -> list[Reading]:
+        """What compensation has to know of the inputs of consumers; says what it cannot compensate as asked.
+
+        Raises:
+            InputError: The statistics are not finite, or take too much memory.
+        """
+        config = self.config
+        known, notes = gathered(
+            self.task.model, self.graph, self.splits.calibration.inputs,
+            config.compensate, config.recalibration_images, config.batch_size,
+        )  # fmt: skip
+        for note in notes:
+            say(f"note: {note}")
+        return known
 
     def check_reachable(self) -> None:
         """Refuses a reduction that the floors make impossible.
@@ -136,12 +155,8 @@ def prepare(config: SearchConfig, scores: Path | None = None, *, separately: boo
     with _criterion_errors():
         criteria = [CRITERIA.get(name) for name in config.criteria]
         _check_labels(criteria, config)
-        task = load_task(config.task, config.options, config.seed)
-        splits = check_task(task, config.calibration_loss)
-        graph = ChannelGraph.build(task.model, task.example_input, (*task.ignore, *config.ignore))
-        for left_alone in graph.notes:
-            say(f"note: {left_alone}")
-        check_slicing(task.model, graph, task.example_input)
+        task, splits = loaded_task(config)
+        graph = checked_graph(task, config.ignore)
         seconds: dict[str, float] = {}
         if scores:
             table = ScoreTable.load(scores)
@@ -158,6 +173,41 @@ def prepare(config: SearchConfig, scores: Path | None = None, *, separately: boo
     if not clusters:
         raise InputError("no criterion can rank the channels of any group: choose other criteria")
     return Problem(config, task, splits, graph, table, clusters, seconds)
+
+
+def loaded_task(config: SearchConfig) -> tuple[Task, Splits]:
+    """Loads a task and checks it.
+
+    Raises:
+        InputError: As `blend.task.load_task` and `blend.task.check_task`.
+    """
+    task = load_task(config.task, config.options, config.seed)
+    return task, check_task(task, config.calibration_loss)
+
+
+def checked_graph(task: Task, ignore: Sequence[str]) -> ChannelGraph:
+    """A task's channel graph, proved to be right; says what is left alone.
+
+    Raises:
+        InputError: The network cannot be pruned as it is, or a pattern matches no layer.
+    """
+    with _criterion_errors():
+        graph = ChannelGraph.build(task.model, task.example_input, (*task.ignore, *ignore))
+    for left_alone in graph.notes:
+        say(f"note: {left_alone}")
+    check_slicing(task.model, graph, task.example_input)
+    return graph
+
+
+def ignored_groups(task: Task, graph: ChannelGraph, ignore: Sequence[str]) -> set[str]:
+    """Names of the groups that have a layer among those that match a pattern.
+
+    Raises:
+        InputError: A pattern matches no layer.
+    """
+    with _criterion_errors():
+        layers = matching_layers(task.model, ignore)
+    return {group.name for group in graph.groups if any(member.layer in layers for member in group.producers)}
 
 
 def all_criteria() -> list[Criterion]:

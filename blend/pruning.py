@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,16 +43,22 @@ class PrunedNetwork:
             if isinstance(module, BATCH_NORM)
             for key, _ in module.named_buffers(recurse=False)
         )
-        self._owners, self._plan = _slicing_plan(graph, self._statistics)
+        # What compensation writes to has to be put back, also where no channel of it goes.
+        biases = {f"{member.layer}.bias" for group in graph.groups for member in group.consumers} & set(self._tensors)
+        self._owners, self._plan = _slicing_plan(graph, self._statistics | biases)
         self._originals = {name: self._tensors[name].detach().clone() for name in self._plan}
         touched = {name.rpartition(".")[0] for name in self._plan}
         self._layers = [(m, unit_of(m)) for name, m in self.shell.named_modules() if name in touched]
+        self._outputs = {axis.tensor: axis.owner for axis in graph.axes if not axis.consumes}
+        self.added: dict[str, nn.Parameter] = {}
 
-    def prune(self, keep: Keep) -> nn.Module:
+    def prune(self, keep: Keep, corrected: Mapping[str, Tensor] = MappingProxyType({})) -> nn.Module:
         """Slices the network to the kept channels.
 
         Args:
             keep: One truth value per channel of the graph, groups one after the other.
+            corrected: Tensors of consumers, in the unpruned shape, to be sliced in place of the original ones; biases
+                that a layer does not have are added to it, and are found in ``added``.
 
         Returns:
             The shell with the sliced tensors; valid until the next call. Statistics of BatchNorm are the original's.
@@ -59,6 +67,8 @@ class PrunedNetwork:
         positions = [torch.from_numpy(np.flatnonzero(kept[owner])) for owner in self._owners]
         for name, axes in self._plan.items():
             original = tensor = self._originals[name]
+            if name in corrected:
+                tensor = torch.empty_like(original).copy_(corrected[name])
             for dim, owner in axes:
                 if len(positions[owner]) < tensor.shape[dim]:
                     tensor = tensor.index_select(dim, positions[owner].to(tensor.device))
@@ -66,7 +76,21 @@ class PrunedNetwork:
             self._tensors[name].data = tensor.clone() if shared else tensor
         for layer, unit in self._layers:
             refit(layer, unit)
+        self._add_biases(kept, {name: values for name, values in corrected.items() if name not in self._tensors})
         return self.shell
+
+    def _add_biases(self, kept: Keep, biases: Mapping[str, Tensor]) -> None:
+        """Takes those of the candidate before away, and puts these on, sliced as the outputs of their layers are."""
+        for name in self.added:
+            self.shell.get_submodule(name.rpartition(".")[0]).bias = None  # type: ignore[assignment]
+        self.added = {}
+        for name, values in biases.items():
+            layer: Any = self.shell.get_submodule(name.rpartition(".")[0])
+            owner = self._outputs.get(f"{name.rpartition('.')[0]}.weight")
+            if owner is not None:
+                owner = np.tile(owner, len(values) // len(owner))  # a transposed one's are of one conv group
+                values = values[torch.from_numpy(kept[owner])]
+            layer.bias = self.added[name] = nn.Parameter(values.to(layer.weight), requires_grad=False)
 
     def mask(self, keep: Keep) -> nn.Module:
         """Leaves every tensor in its full size, and blinds the consumers for the removed channels.
@@ -82,9 +106,9 @@ class PrunedNetwork:
                 tensor.data = tensor.data * torch.from_numpy(kept[axis.owner]).view(shape).to(tensor)
         return self.shell
 
-    def extract(self, keep: Keep) -> nn.Module:
+    def extract(self, keep: Keep, corrected: Mapping[str, Tensor] = MappingProxyType({})) -> nn.Module:
         """A physically smaller network of its own, in evaluation mode, with the same parameters trainable as before."""
-        network = copy.deepcopy(self.prune(keep))
+        network = copy.deepcopy(self.prune(keep, corrected))
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(name not in self._frozen)
         return network

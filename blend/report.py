@@ -44,6 +44,7 @@ def summary(run: Run) -> dict[str, Any]:
         "seconds": run.get("seconds", 0.0),
         "encoding": config.encoding,
         "strategy": config.strategy,
+        "compensate": config.compensate,
         "ended": ended,
         "best": {
             "fitness": best.fitness if best else None,
@@ -71,6 +72,9 @@ def print_result(run: Run) -> None:
         if about["front"] is not None:
             console.print(front_table(run, about["front"]))
         console.print(verdict_in_words(about), soft_wrap=True)
+        if run.config.compensate != "none":
+            compensated = f"All of them are compensated by {run.config.compensate} before they are recalibrated."
+            console.print(compensated, soft_wrap=True)
         if run.config.polish:
             console.print(polish_in_words(about["polish"]), soft_wrap=True)
     else:

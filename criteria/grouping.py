@@ -21,7 +21,7 @@ from criteria.tracing import Trace, trace
 
 def build_graph(model: nn.Module, example_input: Tensor, ignore: Sequence[str]) -> ChannelGraph:
     """What :meth:`ChannelGraph.build` promises."""
-    ignored = _matching_layers(model, ignore)
+    ignored = matching_layers(model, ignore)
     _refuse_frozen(model, ignored)
     try:
         copied = copy.deepcopy(model).eval()
@@ -164,8 +164,12 @@ def _whole_layers(model: nn.Module, shapes: dict[str, tuple[int, ...]]) -> dict[
     return whole
 
 
-def _matching_layers(model: nn.Module, ignore: Sequence[str]) -> set[str]:
-    """Names of the modules that match a pattern, and of all inside them."""
+def matching_layers(model: nn.Module, ignore: Sequence[str]) -> set[str]:
+    """Names of the modules that match a pattern, and of all inside them.
+
+    Raises:
+        GraphError: A pattern matches nothing.
+    """
     names = [name for name, _ in model.named_modules() if name]
     matching: set[str] = set()
     for pattern in ignore:

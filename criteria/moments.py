@@ -82,7 +82,7 @@ def consumer_moments(network: Network, patches: bool) -> Iterator[tuple[ChannelG
             yield group, [watch.result() for watch in watches]
 
 
-_Portion = list[tuple[ChannelGroup, list["_Watch"]]]
+_Portion = list[tuple[ChannelGroup, list["Watch"]]]
 
 
 def _portions(network: Network, patches: bool) -> Iterator[_Portion]:
@@ -90,7 +90,7 @@ def _portions(network: Network, patches: bool) -> Iterator[_Portion]:
     portion: _Portion = []
     used = 0
     for group, members in reading_groups(network.graph, network.model):
-        watches = [_Watch(network.model, member, patches) for member in members]
+        watches = [Watch(network.model, member, patches) for member in members]
         size = sum(8 * watch.width**2 for watch in watches)
         if portion and used + size > MEMORY:
             yield portion
@@ -101,8 +101,22 @@ def _portions(network: Network, patches: bool) -> Iterator[_Portion]:
         yield portion
 
 
-class _Watch:
-    """Sums up what one consumer reads of one group."""
+class Watch:
+    """Sums up what a layer reads of some channels.
+
+    Args:
+        model: the network.
+        member: the layer, and which channel each position of its input belongs to.
+        patches: whether to unfold.
+
+    Attributes:
+        channels: (C,), the channels that it reads, ascending.
+        positions: (C, P), the positions of the layer's input that each of them owns.
+        width: elements of x.
+
+    Raises:
+        CriterionError: x is too wide.
+    """
 
     def __init__(self, model: nn.Module, member: Member, patches: bool) -> None:
         layer: Any = model.get_submodule(member.layer)
@@ -151,11 +165,18 @@ class _Watch:
 
     def result(self) -> ConsumerMoments:
         """Moments of all that was read."""
+        return ConsumerMoments(self.channels, *self.moments(), self._filters())
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean (C·b,) and covariance (C·b, C·b) of all that was read.
+
+        Raises:
+            CriterionError: The layer did not run.
+        """
         if self.shift is None:
             raise CriterionError(f"the layer {self.layer} must run in a forward pass to have moments, it did not")
         first, second = (self.first / self.count).cpu(), (self.second / self.count).cpu()
-        mean = first + self.shift.double().cpu()
-        return ConsumerMoments(self.channels, mean, second - torch.outer(first, first), self._filters())
+        return first + self.shift.double().cpu(), second - torch.outer(first, first)
 
     def _filters(self) -> Tensor:
         owned = reading_filters(self.layer).double().cpu()[:, self.positions]  # (outputs, C, P, taps)

@@ -124,7 +124,7 @@ def test_broken_files_are_refused_with_the_place(tmp_path, content, reason):
 def test_another_layout_is_refused_with_the_first_difference():
     wider = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
     graph = ChannelGraph.build(wider, images(2))
-    with pytest.raises(InputError, match=r"'stem\.0\.weight' has shape None here and \(4, 3, 3, 3\) there"):
+    with pytest.raises(InputError, match=r"'stem\.0\.weight' has shape absent here and \(4, 3, 3, 3\) there"):
         blend().frozen_scores(graph)
     other, _ = graph_of("resnet20")
     other.stages[0][0].conv1 = nn.Conv2d(4, 7, 3, padding=1, bias=False)

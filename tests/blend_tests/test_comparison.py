@@ -40,7 +40,7 @@ def made(names, rho, *, heldout=None, same=()):
     best = max(heldout)
     return {
         "task": "made", "reduction": 0.5, "cost": "macs", "allocation": "uniform", "transform": "none",
-        "heldout_examples": 100, "criteria": list(names),
+        "compensate": "none", "heldout_examples": 100, "criteria": list(names),
         "order": list(names), "mean_spearman": rho, "mean_tail_overlap": rho, "tail_share": 0.3, "groups": {},
         "notes": [], "linkage": linkage(squareform(distance), "average").tolist() if len(names) > 1 else [],
         "unpruned": {"heldout_metric": 0.9, "loss": 0.1, "reduction": 0.0},

@@ -1,0 +1,179 @@
+"""Which channels of a task's network go by a criterion: a file's frozen scores, or a single criterion's."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from blend.blended import BlendedCriterion
+from blend.budget import ALLOCATIONS, CostModel, Scores, floors, keep_mask, uniform
+from blend.compensation import GRADES
+from blend.config import SearchConfig, search_config
+from blend.consumer_inputs import Grade
+from blend.errors import InputError, nearest
+from blend.identity import weight_hash
+from blend.problem import checked_graph, ignored_groups, loaded_task, prepare
+from blend.progress import say
+from blend.rounding import rounded_keep_mask
+from blend.task import Splits, Task
+from criteria.graph import ChannelGraph, Keep
+
+
+@dataclass(frozen=True)
+class Request:
+    """What ``blend prune`` was asked for; what is None is the criterion file's own, or the usual.
+
+    Attributes:
+        criterion: A criterion file (``*.json``), or the name of a criterion.
+        task: As for a search.
+        options: Passed to the task's function.
+        reduction: The share of the cost to remove.
+        cost: ``macs`` or ``params``.
+        allocation: ``global``: one ranking of the scores. ``uniform``: the same share of each group.
+        floor: Share of each group that always stays.
+        min_channels: Channels of each group that always stay.
+        round_to: The numbers of channels shall be multiples of it.
+        ignore: Patterns of layers whose channels stay.
+        recalibration_images: Calibration images that BatchNorm is re-estimated on.
+        batch_size: Images per forward pass.
+        seed: Of a criterion that draws at random, and of the task.
+        compensate: How consumers are corrected, one of `blend.compensation.GRADES`.
+        onnx: Whether to write the network as ONNX, too.
+    """
+
+    criterion: str
+    task: str
+    options: Mapping[str, str]
+    reduction: str | None = None
+    cost: str | None = None
+    allocation: str | None = None
+    floor: str | None = None
+    min_channels: int = 1
+    round_to: int = 1
+    ignore: tuple[str, ...] = ()
+    recalibration_images: str = "256"
+    batch_size: str = "64"
+    seed: str = "0"
+    compensate: str | None = None
+    onnx: bool = False
+
+    def grade(self, otherwise: Grade = "none") -> Grade:
+        """How consumers are corrected, if nothing was asked for otherwise."""
+        return cast("Grade", self.compensate or otherwise)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a criterion says of a task's network.
+
+    Attributes:
+        config: All that was asked for, validated.
+        scores: Of the groups that may give channels, comparable across them.
+        criterion: What the record says of the criterion.
+        compensate: How consumers are corrected.
+    """
+
+    config: SearchConfig
+    task: Task
+    splits: Splits
+    graph: ChannelGraph
+    scores: Scores
+    criterion: dict[str, Any]
+    compensate: Grade = "none"
+
+
+def choose(request: Request) -> Chosen:
+    """What the criterion that was asked for says of the task's network.
+
+    Raises:
+        InputError: Something given is wrong.
+    """
+    for name, value in (("min-channels", request.min_channels), ("round-to", request.round_to)):
+        if value < 1:
+            raise InputError(f"{name} must be at least 1, got {value}")
+    _check_among("allocation", request.allocation, ALLOCATIONS)
+    _check_among("compensate", request.compensate, GRADES)
+    return by_file(request) if request.criterion.endswith(".json") else by_name(request)
+
+
+def by_file(request: Request) -> Chosen:
+    """The scores of a criterion file, frozen as they are.
+
+    Raises:
+        InputError: It belongs to another network, or cannot be read.
+    """
+    path = Path(request.criterion)
+    file = BlendedCriterion.load(path)
+    config = _config(request, file.allocation, file)
+    task, splits = loaded_task(config)
+    file.network.check_shapes({name: tuple(tensor.shape) for name, tensor in task.model.state_dict().items()})
+    graph = checked_graph(task, tuple(file.task.get("ignore", ())))
+    frozen = file.frozen_scores(graph)
+    if weight_hash(task.model) != file.network.weights:
+        say("note: the network has other weights than the one that the criterion was searched on")
+    alone = ignored_groups(task, graph, request.ignore)
+    scores: Scores = {group: values for group, values in frozen.items() if group not in alone}
+    scores = uniform(scores) if request.allocation == "uniform" else scores
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    about = {"file": path.name, "sha256": digest}
+    return Chosen(config, task, splits, graph, scores, about, request.grade(file.compensate))
+
+
+def by_name(request: Request) -> Chosen:
+    """The scores of a single criterion.
+
+    Raises:
+        InputError: There is no such criterion, or it cannot rank this network.
+    """
+    config = _config(request, "uniform")
+    problem = prepare(config)
+    name = config.criteria[0]
+    found = {group: problem.table.get(name, group) for group in problem.clusters}
+    scores: Scores = {group: values for group, values in found.items() if values is not None}
+    if config.allocation == "uniform":
+        scores = uniform(scores)
+    elif missing := [group.name for group in problem.graph.groups if group.name not in scores]:
+        raise InputError(
+            f"allocation must be 'uniform' with criterion '{name}', which cannot rank '{missing[0]}', got 'global'"
+        )
+    return Chosen(config, problem.task, problem.splits, problem.graph, scores, {"name": name}, request.grade())
+
+
+def chosen_keep(chosen: Chosen, request: Request) -> Keep:
+    """The channels that stay.
+
+    Raises:
+        InputError: The reduction cannot be reached.
+    """
+    config, graph = chosen.config, chosen.graph
+    if not chosen.scores:
+        raise InputError("ignore must leave something to prune; all groups are ignored")
+    floor = {
+        name: min(group.size, max(count, request.min_channels))
+        for group, (name, count) in zip(graph.groups, floors(graph, config.floor).items(), strict=True)
+    }
+    cost = CostModel(graph, config.cost)
+    if request.round_to == 1:
+        return keep_mask(graph, chosen.scores, config.reduction, cost, floor)
+    return rounded_keep_mask(graph, chosen.scores, config.reduction, cost, floor, request.round_to)
+
+
+def _config(request: Request, allocation: str, file: BlendedCriterion | None = None) -> SearchConfig:
+    """Everything asked for, validated as for a search."""
+    own: dict[str, Any] = {"criteria": (request.criterion,), "ignore": request.ignore}
+    if file is not None:
+        own = {key: getattr(file, key) for key in ("reduction", "cost", "floor", "calibration_loss")}
+    given = {key: getattr(request, key) for key in ("reduction", "cost", "floor")}
+    values = {**own, **{key: value for key, value in given.items() if value is not None}}
+    return search_config(
+        task=request.task, options=dict(request.options), seed=request.seed, batch_size=request.batch_size,
+        recalibration_images=request.recalibration_images, allocation=request.allocation or allocation, **values,
+    )  # fmt: skip
+
+
+def _check_among(name: str, value: str | None, known: Sequence[str]) -> None:
+    if value is not None and value not in known:
+        raise InputError(f"{name} must be one of {', '.join(known)}, got '{value}'{nearest(value, known)}")

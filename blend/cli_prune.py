@@ -1,0 +1,111 @@
+"""The command that makes a physically smaller network."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from blend.cli_options import BatchSize, Ignore, Json, Options, RecalibrationImages, Seed, TaskArgument, print_json
+
+if TYPE_CHECKING:
+    from blend.saved import PruningRecord
+
+commands = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]})
+
+
+@commands.command(epilog="Example:  blend prune mine.blend.json my_task.py:mine --reduction 0.5 --out smaller")
+def prune(
+    criterion: Annotated[
+        str, typer.Argument(metavar="CRITERION", help="A criterion file (*.json), or a criterion's name, like l1.")
+    ],
+    task: TaskArgument,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where to save it; must not exist yet.")],
+    reduction: Annotated[
+        str | None,
+        typer.Option(metavar="SHARE", help="Share of the cost to remove, in (0, 1); by default the file's, or 0.5."),
+    ] = None,
+    cost: Annotated[
+        str | None, typer.Option(help="What is reduced: macs or params; by default the file's, or macs.")
+    ] = None,
+    allocation: Annotated[
+        str | None,
+        typer.Option(
+            help="global: one ranking of the scores over all groups. uniform: the same share of each group. By default "
+            "a file's scores are ranked as they are, and a single criterion gives equal shares."
+        ),
+    ] = None,
+    floor: Annotated[
+        str | None,
+        typer.Option(metavar="SHARE", help="Share of each group that always stays; by default the file's, or 0.1."),
+    ] = None,
+    min_channels: Annotated[
+        int, typer.Option("--min-channels", metavar="N", help="Channels of each group that always stay.")
+    ] = 1,
+    round_to: Annotated[
+        int,
+        typer.Option("--round-to", metavar="N", help="What a group keeps is a multiple of N, unless it is all."),
+    ] = 1,
+    compensate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GRADE",
+            help="Correct what reads the removed channels by least squares, without labels. channel: one correction "
+            "for all taps of a kernel. patch: for each. sequential: layer by layer, from what reaches it. none.",
+        ),
+    ] = None,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Also write network.onnx, checked by running it (needs the extra onnx).")
+    ] = False,
+    ignore: Ignore = [],  # noqa: B006
+    option: Options = [],  # noqa: B006
+    recalibration_images: RecalibrationImages = "256",
+    batch_size: BatchSize = "64",
+    seed: Seed = "0",
+    as_json: Json = False,
+) -> None:
+    """Save a physically smaller network, pruned by a criterion file or by a single criterion.
+
+    DIR gets the tensors as safetensors and the pruning as JSON; blend.load_pruned(DIR, MyNetwork) makes the original
+    class into it. Consumers are corrected if asked (--compensate), BatchNorm is recalibrated; before and after are
+    shown with their results on held-out data.
+    """
+    from blend.choice import Request
+    from blend.config import parse_options
+    from blend.smaller import prune_to_folder
+
+    request = Request(
+        criterion, task, parse_options(option), reduction=reduction, cost=cost, allocation=allocation, floor=floor,
+        min_channels=min_channels, round_to=round_to, ignore=tuple(ignore), recalibration_images=recalibration_images,
+        batch_size=batch_size, seed=seed, compensate=compensate, onnx=onnx,
+    )  # fmt: skip
+    record = prune_to_folder(request, out)
+    _print_stages(record)
+    print(f"wrote {out}", file=sys.stderr)
+    if as_json:
+        print_json({"out": str(out), **_summary(record)})
+
+
+def _summary(record: PruningRecord) -> dict[str, Any]:
+    return record.model_dump(mode="json", include={"criterion", "pruning", "stages", "groups", "task"})
+
+
+def _print_stages(record: PruningRecord) -> None:
+    """What the network costs and is worth, before and after."""
+    from rich.console import Console
+    from rich.table import Table
+
+    asked = record.pruning
+    source = record.criterion.get("name") or record.criterion["file"]
+    title = f"{record.task['name']} by {source}: {asked['achieved']:.4f} of its {asked['cost']} removed"
+    table = Table(title=f"{title} (requested {asked['reduction']:g})", box=None)
+    for column in ("", "MACs", "parameters", "file", "held-out loss", "held-out metric"):
+        table.add_column(column, justify="right" if column else "left")
+    for stage in record.stages:
+        table.add_row(
+            stage["stage"], f"{stage['macs']:,}", f"{stage['parameters']:,}", f"{stage['bytes'] / 1000:,.1f} kB",
+            f"{stage['heldout_loss']:.4f}", f"{stage['heldout_metric']:.4f}",
+        )  # fmt: skip
+    Console(stderr=True, highlight=False).print(table)
