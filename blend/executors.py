@@ -6,6 +6,7 @@ import atexit
 import pickle
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,20 @@ def open_executor(config: SearchConfig) -> Executor:
         executor = LocalExecutor(config.workers, timeout=config.timeout)
         executor.start("blend.evaluation")
         return executor
-    from search.dask_executor import DaskExecutor
-
     try:
-        return DaskExecutor(config.address, config.timeout)
+        return _cluster(config.executor)(config.address, config.timeout)
     except SearchError as error:
         raise InputError(f"--{error}") from error  # it begins with the name of the parameter
+
+
+def _cluster(executor: str) -> Callable[[str, float | None], Executor]:
+    if executor == "dask":
+        from search.dask_executor import DaskExecutor
+
+        return DaskExecutor
+    from search.ray_executor import RayExecutor
+
+    return RayExecutor
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,20 @@ def dask(tmp_path_factory):
         workers.end()
 
 
-KILLED = {"dask": "KilledWorker: every worker that it was given to died"}
+@pytest.fixture(scope="module")
+def ray(ray_cluster):
+    from search.ray_executor import RayExecutor
+
+    return partial(RayExecutor, ray_cluster[0])
 
 
-@pytest.fixture(scope="module", params=["dask"])
+KILLED = {
+    "dask": "KilledWorker: every worker that it was given to died",
+    "ray": "WorkerCrashedError: every worker that it was given to died",
+}
+
+
+@pytest.fixture(scope="module", params=["dask", "ray"])
 def cluster(request):
     """Connects: (timeout) → executor; with what it says of an item that kills."""
     return request.getfixturevalue(request.param), KILLED[request.param]
@@ -144,7 +154,7 @@ def test_a_wrong_timeout_is_refused(cluster):
         cluster[0](timeout=-1)
 
 
-def test_a_dask_scheduler_that_goes_is_told_of(tmp_path):
+def test_a_dask_scheduler_that_goes_is_told_of(tmp_path, monkeypatch):
     pytest.importorskip("distributed")
     from search.dask_executor import DaskExecutor
 
