@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := setup.cfg pyproject.toml constraints.txt
 
-.PHONY: demo test lint slow soak bench docs clean
+.PHONY: demo test lint slow soak bench scaling docs clean
 .DELETE_ON_ERROR:
 
 demo: .venv/runtime
@@ -26,6 +26,10 @@ soak: .venv/dev
 
 bench: .venv/dev
 	$(BIN)/python -m tests.benchmarks
+
+# Prints the tables of docs/scaling.md.
+scaling: .venv/dev
+	$(BIN)/python -m tests.benchmarks.scaling
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python >= 3.11 is needed; set PYTHON=..." >&2; exit 2; }

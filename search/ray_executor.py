@@ -1,16 +1,17 @@
 """Evaluations on the workers of a ray cluster, whose nodes may join, leave and die meanwhile."""
 
 import os
+import queue
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 from search.cargo import Parcel, call
 from search.cluster import ClusterExecutor
@@ -18,6 +19,8 @@ from search.errors import SearchError, SearchValueError
 from search.executor import TICK
 from search.patience import Trouble
 from search.worker import failure
+
+T = TypeVar("T")
 
 CONNECT = 10.0  # seconds that a head has to answer; when it has been gone for 60, ray ends this process
 RETRIES = 2  # times that ray runs an item anew whose worker died
@@ -75,7 +78,7 @@ class RayExecutor(ClusterExecutor):
     def workers(self) -> int:
         """How many CPUs there are now."""
         self._check_connected()
-        return int(self._ray.cluster_resources().get("CPU", 0))
+        return int(self._answer(self._ray.cluster_resources).get("CPU", 0))
 
     def close(self) -> None:
         """End this job's processes and disconnect; the nodes live on."""
@@ -93,6 +96,15 @@ class RayExecutor(ClusterExecutor):
                 if time.monotonic() > deadline:
                     raise SearchError(f"the ray head at {self.address} is gone") from error
                 time.sleep(0.1)
+
+    def _answer(self, question: Callable[[], T]) -> T:
+        """What the head says; asked in a thread, as ray waits for as long as it lives for one that has just gone."""
+        answers: queue.Queue[T] = queue.Queue()
+        threading.Thread(target=lambda: answers.put(question()), daemon=True).start()
+        try:
+            return answers.get(timeout=CONNECT)
+        except queue.Empty:
+            raise SearchError(f"the ray head at {self.address} is gone") from None
 
     def _submit(self, sent: Parcel, item: Any) -> Any:
         self._sent = cargo = {
