@@ -70,7 +70,7 @@ def test_an_address_is_needed_and_must_answer_before_any_work(tmp_path, capsys):
 @pytest.mark.slow
 def test_a_head_that_goes_is_told_of_and_the_run_goes_on_elsewhere(tmp_path):
     with ray_head() as (address, head):
-        command = [sys.executable, "-m", "blend", "search", TASK, "--evaluations", "400", "--name", "it"]
+        command = [sys.executable, "-m", "blend", "search", TASK, "--evaluations", "200", "--name", "it"]
         there = ["--runs-dir", str(tmp_path), "--executor", "ray", "--address", address]
         search = subprocess.Popen([*command, *there], stderr=subprocess.PIPE, text=True)
         wait_until((tmp_path / "it" / "run.db").exists)
