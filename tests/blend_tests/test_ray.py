@@ -1,4 +1,4 @@
-"""A real ray head and real worker processes on the loopback: one is killed, a node joins, and the result is the same."""
+"""A real ray head and worker processes on the loopback: one is killed, a node joins, and the result is the same."""
 
 import subprocess
 import sys
