@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := setup.cfg pyproject.toml constraints.txt
 
-.PHONY: demo test lint slow soak bench bench-search docs clean
+.PHONY: demo test lint slow soak bench bench-search scaling docs clean
 .DELETE_ON_ERROR:
 
 demo: .venv/runtime
@@ -30,6 +30,10 @@ bench: .venv/dev
 # Every strategy and encoding on three networks of two tasks; hours. What is finished is kept under runs/bench-search.
 bench-search: .venv/dev
 	$(BIN)/python -m tests.benchmarks.strategies
+
+# Prints the tables of docs/scaling.md.
+scaling: .venv/dev
+	$(BIN)/python -m tests.benchmarks.scaling
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python >= 3.11 is needed; set PYTHON=..." >&2; exit 2; }

@@ -59,9 +59,15 @@ Compensate = Annotated[
     ),
 ]
 Executor = Annotated[
-    str, typer.Option(help="Where evaluations run: local, or dask (workers may join and leave; needs --address).")
+    str,
+    typer.Option(
+        help="Where evaluations run: local, or on a cluster, dask or ray (workers may join and leave; needs --address)."
+    ),
 ]
-Address = Annotated[str | None, typer.Option(metavar="URL", help="Of a running dask scheduler, like tcp://host:8786.")]
+Address = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="Of a running dask scheduler, like tcp://host:8786, or ray head, like host:6379."),
+]
 OtherExecutor = Annotated[str | None, typer.Option(help="Where evaluations run from now on; as before by default.")]
 Ignore = Annotated[
     list[str], typer.Option(metavar="PATTERN", help="Layers whose channels must all stay, like 'head.*'; repeatable.")

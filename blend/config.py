@@ -16,6 +16,8 @@ from blend.limits import Target, reductions_around, reductions_of, seconds_of
 
 MAX_SEED = 2**32 - 1
 QUOTED = r"'(.*?)'"
+ADDRESSES = {"dask": "tcp://host:8786", "ray": "host:6379"}
+"""How those of clusters look, by executor."""
 TIMED_EVALUATIONS = 100_000
 """At most so many candidates where a time is given and their number is not."""
 
@@ -55,7 +57,7 @@ class SearchConfig(BaseModel):
     random_search: bool = True
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
     workers: Annotated[int, Field(ge=1)] = 1
-    executor: Literal["local", "dask"] = "local"
+    executor: Literal["local", "dask", "ray"] = "local"
     address: Annotated[str | None, Field(validate_default=True)] = None
     timeout: Annotated[float, Field(gt=0.0)] | None = None
     directory: str = Field(default_factory=lambda: str(Path.cwd()))
@@ -146,10 +148,10 @@ class SearchConfig(BaseModel):
     @classmethod
     def _given_where_needed(cls, value: str | None, info: ValidationInfo) -> str | None:
         executor = info.data.get("executor")
-        if value is None and executor == "dask":
-            raise ValueError("must be given with executor dask, like tcp://host:8786")
+        if value is None and executor in ADDRESSES:
+            raise ValueError(f"must be given with executor {executor}, like {ADDRESSES[executor]}")
         if value is not None and executor == "local":
-            raise ValueError(f"must be used with executor dask, got {value!r} with 'local'")
+            raise ValueError(f"must be used with executor {' or '.join(ADDRESSES)}, got {value!r} with 'local'")
         return value
 
     @field_validator("clusters", mode="before")

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import fcntl
+import os
 import pickle
 import shutil
 import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +22,8 @@ from search.cargo import Cargo
 from search.errors import SearchError
 from search.executor import Executor, LocalExecutor
 
+PREFIX = "blend-worker-"
+YOUNG = 60.0  # seconds in which a folder may not have been locked yet by whoever made it
 _unpacked: dict[str, str] = {}
 
 
@@ -30,12 +37,20 @@ def open_executor(config: SearchConfig) -> Executor:
         executor = LocalExecutor(config.workers, timeout=config.timeout)
         executor.start("blend.evaluation")
         return executor
-    from search.dask_executor import DaskExecutor
-
     try:
-        return DaskExecutor(config.address, config.timeout)
+        return _cluster(config.executor)(config.address, config.timeout)
     except SearchError as error:
         raise InputError(f"--{error}") from error  # it begins with the name of the parameter
+
+
+def _cluster(executor: str) -> Callable[[str, float | None], Executor]:
+    if executor == "dask":
+        from search.dask_executor import DaskExecutor
+
+        return DaskExecutor
+    from search.ray_executor import RayExecutor
+
+    return RayExecutor
 
 
 @dataclass(frozen=True)
@@ -61,9 +76,30 @@ class ShippedWorkspace(Workspace, Cargo):
 
 def _unpack(task: str, token: str, files: dict[str, bytes]) -> Workspace:
     if token not in _unpacked:
-        folder = tempfile.mkdtemp(prefix="blend-")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        while _unpacked:
+            shutil.rmtree(_unpacked.popitem()[1], ignore_errors=True)
+        _unpacked[token] = folder = _new_folder()
         for name, content in files.items():
             (Path(folder) / name).write_bytes(content)
-        _unpacked[token] = folder
     return Workspace(_unpacked[token], task, token)
+
+
+def _new_folder() -> str:
+    """A folder that is this process' for as long as it lives; those of processes that were killed are removed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with suppress(OSError):  # it is another user's, or is being removed
+            _remove_if_left(folder)
+    made = tempfile.mkdtemp(prefix=PREFIX)
+    fcntl.flock(os.open(made, os.O_RDONLY), fcntl.LOCK_EX)
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
+
+
+def _remove_if_left(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if time.time() - folder.stat().st_mtime > YOUNG:
+            shutil.rmtree(folder)
+    finally:
+        os.close(handle)

@@ -1,20 +1,25 @@
-"""Real dask clusters of processes on the loopback, for tests."""
+"""Real dask and ray clusters of processes on the loopback, for tests."""
 
 import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SCHEDULER = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
+SMALL = ["--object-store-memory", "100000000"]
 
 
-def _launch(kind, *arguments, **environment):
-    command = [sys.executable, "-m", f"distributed.cli.dask_{kind}", *arguments]
+def _launch(module, *arguments, **environment):
+    command = [sys.executable, "-m", module, *arguments]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path} | environment
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
@@ -33,7 +38,7 @@ def _end(process):
 def dask_scheduler(allowed_failures: int = 3) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Its address and process."""
     limit = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": str(allowed_failures)}
-    process = _launch("scheduler", *SCHEDULER, **limit)
+    process = _launch("distributed.cli.dask_scheduler", *SCHEDULER, **limit)
     for line in process.stderr:
         if found := re.search(r"Scheduler at:\s+(tcp://\S+)", line):
             break
@@ -52,7 +57,7 @@ class DaskWorkers:
     def start(self, nanny: bool = True) -> subprocess.Popen[str]:
         """One more; with a nanny it is started anew when it dies."""
         options = ["--nthreads", "1", "--no-dashboard", "--local-directory", str(self.scratch)]
-        process = _launch("worker", self.address, *options, "--nanny" if nanny else "--no-nanny")
+        process = _launch("distributed.cli.dask_worker", self.address, *options, "--nanny" if nanny else "--no-nanny")
         threading.Thread(target=process.stderr.read, daemon=True).start()
         self.processes.append(process)
         return process
@@ -61,3 +66,34 @@ class DaskWorkers:
         """End all."""
         for process in self.processes:
             _end(process)
+
+
+def _ray_node(*arguments: str, cpus: int) -> subprocess.Popen[str]:
+    options = ["--block", "--node-ip-address", "127.0.0.1", "--num-cpus", str(cpus), *SMALL]
+    process = _launch("ray.scripts.scripts", "start", *arguments, *options, RAY_USAGE_STATS_ENABLED="0")
+    threading.Thread(target=process.stderr.read, daemon=True).start()
+    return process
+
+
+@contextmanager
+def ray_head(cpus: int = 2) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Its address and process, as soon as it listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    folder = tempfile.mkdtemp(prefix="ray-")  # not one of pytest's: the names of sockets must be short
+    port = address.rpartition(":")[2]
+    process = _ray_node("--head", "--port", port, "--include-dashboard=false", "--temp-dir", folder, cpus=cpus)
+    while not Path(folder, "ray_current_cluster").exists() and process.poll() is None:
+        time.sleep(0.1)
+    yield address, process
+    _end(process)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def ray_node(address: str, cpus: int = 1) -> Iterator[subprocess.Popen[str]]:
+    """One more node, which joins when it is ready; its process."""
+    process = _ray_node("--address", address, cpus=cpus)
+    yield process
+    _end(process)

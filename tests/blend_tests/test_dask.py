@@ -57,11 +57,12 @@ def test_workers_die_and_join_and_the_result_is_that_of_a_local_run(scheduler, w
     assert (run.folder / EXPORT).read_bytes() == (local.folder / EXPORT).read_bytes()
 
 
-def test_an_address_is_needed_and_must_answer_before_any_work(tmp_path, capsys):
+def test_an_address_is_needed_and_must_answer_before_any_work(tmp_path, capsys, monkeypatch):
     with pytest.raises(InputError, match="address must be given with executor dask, like tcp://"):
         config(executor="dask")
-    with pytest.raises(InputError, match="address must be used with executor dask, got 'tcp://here:1' with 'local'"):
+    with pytest.raises(InputError, match="must be used with executor dask or ray, got 'tcp://here:1' with 'local'"):
         config(address="tcp://here:1")
+    monkeypatch.setattr("search.dask_executor.CONNECT", 1.0)
     asked = ["search", "no_such_module:task", "--executor", "dask", "--address", "tcp://127.0.0.1:1"]
     assert main([*asked, "--runs-dir", str(tmp_path / "runs")]) == 2
     complaint = capsys.readouterr().err.splitlines()[-1]  # nothing has looked at the task, which there is not
@@ -79,8 +80,10 @@ def test_a_run_goes_on_elsewhere(scheduler, workers, tmp_path, monkeypatch):
     moved = Run(tmp_path / "moved")
     with pytest.raises(InputError, match="address must be given with executor dask"):
         resume(moved, executor="dask")
+    monkeypatch.setattr("search.dask_executor.CONNECT", 1.0)
     with pytest.raises(InputError, match=r"--address must be .* dask scheduler, got 'tcp://127\.0\.0\.1:1'"):
         resume(moved, executor="dask", address="tcp://127.0.0.1:1")
+    monkeypatch.undo()
     assert moved.status == "interrupted"
     workers.start()
     assert main(["resume", str(moved.folder), "--executor", "dask", "--address", scheduler]) == 0
