@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from blend.budget import CostModel
 from blend.compensation import Compensation, absorbed_means
-from blend.consumer_inputs import Grade, Reading, rejoined, statistics_only
+from blend.consumer_inputs import Reading, rejoined, statistics_only
 from blend.inference import InferenceNetwork, portions
 from blend.pruning import single_thread
 from blend.racing import estimate, is_hopeless, weighted_mean
@@ -43,7 +43,6 @@ class Settings:
         recalibration_images: Calibration images that BatchNorm statistics are re-estimated on; 0 for none.
         batch_size: Images per forward pass.
         precision: What layers compute in; None for the network's own.
-        compensate: How the consumers of a candidate are corrected before recalibration.
     """
 
     cost: str = "macs"
@@ -51,7 +50,6 @@ class Settings:
     recalibration_images: int = 256
     batch_size: int = 64
     precision: torch.dtype | None = None
-    compensate: Grade = "none"
 
 
 def pack(keep: Keep, *, half: bool = False) -> bytes:
@@ -79,7 +77,7 @@ class Judge:
         metric: The task's metric, one value per example.
         calibration: Inputs for recalibration.
         settings: How candidates are judged.
-        known: The inputs of consumers, with statistics, where candidates are compensated.
+        known: The inputs of consumers, with statistics: these are corrected before recalibration, in every candidate.
     """
 
     def __init__(

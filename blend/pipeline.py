@@ -144,9 +144,7 @@ class _Execution:
 
     def _write_workspace(self) -> None:
         config, problem = self.config, self.problem
-        settings = Settings(
-            config.cost, config.fitness, config.recalibration_images, config.batch_size, compensate=config.compensate
-        )
+        settings = Settings(config.cost, config.fitness, config.recalibration_images, config.batch_size)
         self.workspace.write(problem.task, problem.graph, problem.splits, settings, problem.consumer_inputs)
 
     def _record(self, error: BlendError, interruption: Interruption) -> None:

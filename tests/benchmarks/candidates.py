@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blend.budget import CostModel, keep_mask
+from blend.compensation import gathered
+from blend.consumer_inputs import Grade
 from blend.evaluation import Judge, Settings
 from blend.pruning import PrunedNetwork
 from blend.task import Split, accuracy
@@ -38,6 +40,8 @@ COMPARISONS = (
     ("fp32", "tuned loop", "judge in fp32", "that loop, channels last and batches of 50", True),
     ("fp32", "bare", "judge in fp32", "a bare forward pass of the folded network", False),
     ("bf16", "loop", "judge in bf16", "the loop a user of torch-pruning writes", True),
+    ("channel", "fp32", "judge, compensated by channel", "without compensation", False),
+    ("patch", "fp32", "judge, compensated by patch", "without compensation", False),
 )
 
 
@@ -78,7 +82,7 @@ def _seconds(question: tuple[str, str]) -> float:
 
 
 OTHERS = ("build by torch-pruning", "loop", "tuned loop")
-SIDES = ("build", "fp32", "bf16", "bare", *OTHERS)
+SIDES = ("build", "fp32", "bf16", "channel", "patch", "bare", *OTHERS)
 _WARM: set[tuple[str, str]] = set()
 
 
@@ -104,19 +108,23 @@ class _Candidate:
             images = self.images.contiguous(memory_format=torch.channels_last)
             heldout = Split(images[:HELDOUT], self.targets, "held-out")
             fp32, bf16 = (self._judge(images[HELDOUT:], precision) for precision in (None, torch.bfloat16))
+            channel, patch = (self._judge(images[HELDOUT:], None, grade) for grade in ("channel", "patch"))
             folded = copy.deepcopy(fp32.network.prune(self.keep))
             network = PrunedNetwork(self.model, self.graph)
             self._sides = {
                 "build": lambda: network.prune(self.keep),
                 "fp32": lambda: fp32.judge(self.keep, heldout),
                 "bf16": lambda: bf16.judge(self.keep, heldout),
+                "channel": lambda: channel.judge(self.keep, heldout),
+                "patch": lambda: patch.judge(self.keep, heldout),
                 "bare": lambda: passes(folded, images.split(64)),
             }
         return self._sides
 
-    def _judge(self, images: Tensor, precision: torch.dtype | None) -> Judge:
+    def _judge(self, images: Tensor, precision: torch.dtype | None, grade: Grade = "none") -> Judge:
         settings = Settings(recalibration_images=RECALIBRATION, precision=precision)
-        return Judge(self.model, self.graph, F.cross_entropy, accuracy, images, settings)
+        known, _ = gathered(self.model, self.graph, images, grade, RECALIBRATION, 64)
+        return Judge(self.model, self.graph, F.cross_entropy, accuracy, images, settings, known)
 
     def others(self) -> dict[str, Callable[[], object]]:
         """What is written around torch-pruning."""

@@ -50,7 +50,7 @@ def test_every_baseline_and_control_is_compensated(runs, grade):
     problem = prepare(config(grade))
     judge = Judge(
         problem.task.model, problem.graph, problem.task.loss, problem.task.metric, problem.splits.calibration.inputs,
-        Settings(compensate=grade), problem.consumer_inputs,
+        Settings(), problem.consumer_inputs,
     )  # fmt: skip
     phases = {e.phase: e for e in compensated.evaluations() if e.phase.endswith("final") or e.phase == "baseline"}
     assert set(phases) == {"baseline", "search-final", "random-final"}
@@ -107,7 +107,7 @@ def test_pruning_by_the_export_gives_what_the_search_measured(runs, grade, tmp_p
 
 def test_other_processes_get_the_same_statistics(tmp_path):
     problem = prepare(config("patch"))
-    workspace, settings = Workspace(str(tmp_path / "work"), TASK, "1"), Settings(compensate="patch")
+    workspace, settings = Workspace(str(tmp_path / "work"), TASK, "1"), Settings()
     workspace.write(problem.task, problem.graph, problem.splits, settings, problem.consumer_inputs)
     assert len(list((tmp_path / "work").glob("moments-*.npy"))) == len(problem.consumer_inputs) == 2
     keep = random_keep(problem.graph, 1)
@@ -153,7 +153,7 @@ def test_half_precision_judges_are_compensated():
     heldout, keep = Split(images, torch.arange(len(images)) % 4, "held-out"), random_keep(graph, 2)
     losses = []
     for precision in (None, torch.bfloat16):
-        settings = Settings(compensate="channel", precision=precision, recalibration_images=32, batch_size=16)
+        settings = Settings(precision=precision, recalibration_images=32, batch_size=16)
         judge = Judge(model, graph, F.cross_entropy, accuracy, images, settings, known)
         losses.append(judge.judge(keep, heldout)["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
