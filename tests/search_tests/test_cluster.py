@@ -21,7 +21,7 @@ def dask(tmp_path_factory):
 
     with dask_scheduler(allowed_failures=1) as (address, _):
         workers = DaskWorkers(address, tmp_path_factory.mktemp("dask"))
-        for _ in range(2):
+        for _ in range(3):  # a nanny does not replace a worker that is killed while it starts
             workers.start()
         yield partial(DaskExecutor, address)
         workers.end()
