@@ -119,7 +119,7 @@ class DaskExecutor(ClusterExecutor):
     def _end(self, worker: str) -> None:
         """End a worker's process, however often it has to be told; what hangs may not even let it answer."""
         with suppress(OSError, RuntimeError):  # disconnected meanwhile
-            while worker in self._client.nthreads():
+            while self._client.status == "running" and worker in self._client.nthreads():
                 self._client.run(os._exit, 1, workers=[worker], on_error="ignore")
                 time.sleep(TICK)
 
