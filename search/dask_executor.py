@@ -14,6 +14,7 @@ from uuid import uuid4
 from search.cargo import Cargo, Parcel, call
 from search.cluster import ClusterExecutor, Lost
 from search.errors import SearchError, SearchValueError
+from search.executor import TICK
 from search.patience import Trouble
 from search.worker import failure
 
@@ -113,9 +114,14 @@ class DaskExecutor(ClusterExecutor):
 
     def _abandon(self, handle: Any) -> None:
         self._cancel([handle])
-        place = self._places.pop(handle.key)
-        end = partial(self._client.run, os._exit, 1, workers=[place], on_error="ignore")
-        threading.Thread(target=end, daemon=True).start()  # what hangs may not even let its process answer to this
+        threading.Thread(target=self._end, args=[self._places.pop(handle.key)], daemon=True).start()
+
+    def _end(self, worker: str) -> None:
+        """End a worker's process, however often it has to be told; what hangs may not even let it answer."""
+        with suppress(OSError, RuntimeError):  # disconnected meanwhile
+            while self._client.status == "running" and worker in self._client.nthreads():
+                self._client.run(os._exit, 1, workers=[worker], on_error="ignore")
+                time.sleep(TICK)
 
     def _cancel(self, handles: list[Any]) -> None:
         self._client.cancel(handles, force=True)

@@ -75,7 +75,7 @@ def refused(capsys, *arguments):
         (["digits", "--clusters", "0"], "clusters must be a number of at least 1 or 'silhouette', got '0'"),
         (["digits", "--workers", "0"], "workers must be at least 1, got 0"),
         (["digits", "--timeout", "0"], "timeout must be greater than 0, got 0"),
-        (["digits", "--executor", "cloud"], "executor must be 'local' or 'dask', got 'cloud'"),
+        (["digits", "--executor", "cloud"], "executor must be 'local', 'dask' or 'ray', got 'cloud'"),
         (["digits", "--executor", "dask"], "address must be given with executor dask, like tcp://host:8786"),
         (["digits", "--population", "3"], "population must be at least 4, got 3"),
         (["digits", "--polish", "-1"], "polish must be at least 0, got -1"),

@@ -21,7 +21,7 @@ def dask(tmp_path_factory):
 
     with dask_scheduler(allowed_failures=1) as (address, _):
         workers = DaskWorkers(address, tmp_path_factory.mktemp("dask"))
-        for _ in range(2):
+        for _ in range(3):  # a nanny does not replace a worker that is killed while it starts
             workers.start()
         yield partial(DaskExecutor, address)
         workers.end()
@@ -44,6 +44,9 @@ KILLED = {
 def cluster(request):
     """Connects: (timeout) → executor; with what it says of an item that kills."""
     return request.getfixturevalue(request.param), KILLED[request.param]
+
+
+slow_on_ray = pytest.mark.parametrize("cluster", ["dask", pytest.param("ray", marks=pytest.mark.slow)], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -113,12 +116,14 @@ def die_at_three_with(cargo, item):
     return toy.die_at_three(item)
 
 
+@slow_on_ray
 def test_what_kills_every_worker_that_holds_the_cargo_fails_alone(executor, cluster, tmp_path):
     function = partial(die_at_three_with, Heavy(tmp_path / "log", str(tmp_path)))
     results = dict(executor.run(function, range(6)))
     assert results == {3: Failure(cluster[1]), **{i: i for i in (0, 1, 2, 4, 5)}}
 
 
+@slow_on_ray
 def test_a_genome_that_kills_is_a_failed_evaluation_and_the_search_is_that_of_local_workers(executor, cluster):
     histories = []
     for where in (executor, local := LocalExecutor(2, retries=0)):
