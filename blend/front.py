@@ -10,6 +10,9 @@ from blend.formula import Formula
 from blend.objective import BlendObjective
 from search.space import Real, Space
 
+RATE = 0.5
+"""Share of offspring that remove another share than their parent: else the front would stay where it began."""
+
 
 class FrontEncoding:
     """The genomes of another encoding, with the reduction as one more gene, a block of its own at the end.
@@ -22,7 +25,8 @@ class FrontEncoding:
 
     def __init__(self, genomes: Genomes, lowest: float, highest: float) -> None:
         self.genomes = genomes
-        self.space = Space((*genomes.space.blocks, (Real(lowest, highest, sigma=(highest - lowest) / 10),)))
+        reduction = Real(lowest, highest, sigma=(highest - lowest) / 10, rate=RATE)
+        self.space = Space((*genomes.space.blocks, (reduction,)))
 
     def decode(self, genome: Sequence[float]) -> Formula:
         """The formula of all genes but the last."""

@@ -19,12 +19,14 @@ class Real:
         high: Largest value, above `low`.
         sigma: Standard deviation of a mutation step of strength 1, in the unit of the value.
         spread: New values are drawn from the middle of the range ± spread; from the whole range if None.
+        rate: Probability that a mutation changes it, where that of all genes is lower.
     """
 
     low: float
     high: float
     sigma: float
     spread: float | None = None
+    rate: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the bounds and the step."""
@@ -34,6 +36,8 @@ class Real:
             raise SearchValueError(f"sigma must be finite and positive, got {self.sigma}")
         if self.spread is not None and not 0 < self.spread <= (self.high - self.low) / 2:
             raise SearchValueError(f"spread must be positive and at most half the range, got {self.spread}")
+        if not 0 <= self.rate <= 1:
+            raise SearchValueError(f"rate must be in [0, 1], got {self.rate}")
 
     def sample(self, rng: random.Random) -> float:
         """Draw uniformly from the range, or from its middle part if there is a spread."""

@@ -42,7 +42,7 @@ def mutate(individual: Individual, space: Space, rate: float, strength: float = 
     Args:
         individual: Changed in place. It stays as it is only where no gene has a second value.
         space: The genes.
-        rate: Probability of changing a gene.
+        rate: Probability of changing a gene that has none of its own above.
         strength: Factor on the steps of reals.
 
     Returns:
@@ -52,7 +52,7 @@ def mutate(individual: Individual, space: Space, rate: float, strength: float = 
     before = list(individual)
     # A step against a bound is clipped away, so one pass may change nothing even when a gene was picked.
     while movable and individual == before:
-        picked = [index for index in movable if random.random() < rate] or [random.choice(movable)]
+        picked = [i for i in movable if random.random() < _rate(space.genes[i], rate)] or [random.choice(movable)]
         for index in picked:
             individual[index] = _moved(individual[index], space.genes[index], strength)
     return (individual,)
@@ -85,6 +85,10 @@ def exchangeable(space: Space) -> list[list[int]]:
         for index in range(part.start, part.stop):
             pools.setdefault((number, space.genes[index]), []).append(index)
     return [pool for pool in pools.values() if len(pool) > 1]
+
+
+def _rate(gene: Gene, rate: float) -> float:
+    return max(rate, gene.rate) if isinstance(gene, Real) else rate
 
 
 def _moved(value: float, gene: Gene, strength: float) -> float:

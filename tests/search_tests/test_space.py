@@ -61,6 +61,7 @@ def test_check_refuses(genome):
         lambda: Real(0.0, math.inf, 0.1),
         lambda: Real(0.0, 1.0, 0.0),
         lambda: Real(0.0, 1.0, math.nan),
+        lambda: Real(0.0, 1.0, 0.1, rate=1.1),
         lambda: Space(()),
         lambda: Space(((Choice(2),), ())),
     ],

@@ -49,6 +49,16 @@ def test_mutation_rate_is_the_share_of_changed_genes():
     assert 40 <= changed <= 80  # 60 ± 3 standard deviations of 6.5
 
 
+def test_a_gene_may_change_more_often_than_the_others():
+    space = Space(((Real(0.0, 1.0, 0.1),) * 9, (Real(0.0, 1.0, 0.1, rate=0.5),)))
+    changed = [mutate(Individual([0.5] * 10), space, 0.1)[0] for _ in range(400)]
+    often, seldom = (sum(genome[index] != 0.5 for genome in changed) for index in (9, 0))
+    assert 150 <= often <= 250  # 200 ± 5 standard deviations of 10
+    assert 15 <= seldom <= 75  # a little more than 40, as one gene changes at least
+    always = (mutate(Individual([0.5] * 10), space, 1.0)[0] for _ in range(20))
+    assert all(genome[9] != 0.5 for genome in always)
+
+
 def test_a_mutated_choice_takes_every_other_value():
     space = Space(((Choice(4),),))
     assert {mutate(Individual([1.0]), space, 1.0)[0][0] for _ in range(100)} == {0.0, 2.0, 3.0}
