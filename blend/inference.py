@@ -184,7 +184,7 @@ class Norm(nn.Module):
         if driver is None:
             outputs: Tensor = self.norm(inputs)
             return outputs
-        mean, variance, count = driver.switch((self, _statistics(inputs)))
+        mean, variance, count = driver.switch((self, batch_statistics(inputs)))
         self.largest = max(self.largest, count * inputs.shape[1] * inputs.element_size())
         weight, bias = (None if p is None else p.to(mean.dtype) for p in (self.norm.weight, self.norm.bias))
         return F.batch_norm(inputs, mean, variance, weight, bias, eps=self.norm.eps)
@@ -220,7 +220,8 @@ class Norm(nn.Module):
 Halt = tuple[Norm, Statistics]
 
 
-def _statistics(values: Tensor) -> Statistics:
+def batch_statistics(values: Tensor) -> Statistics:
+    """What BatchNorm would normalise values of shape (n, channels, ...) by."""
     mean, variance = torch.ops.aten.batch_norm_update_stats(values, None, None, 0.0)
     return mean, variance, values.numel() // values.shape[1]
 

@@ -2,13 +2,14 @@
 
 The unpruned and the pruned network go through the calibration data side by side, every batch in a greenlet of its own
 that halts at each consumer until the others have come that far; then the consumer is corrected, and all go on with it.
+BatchNorms are recalibrated on the way if they are to be in the end.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import greenlet
@@ -19,8 +20,10 @@ from torch.utils.hooks import RemovableHandle
 
 from blend.compensation import RIDGE, Compensation, Corrected, ridge_solution
 from blend.consumer_inputs import blocks_of, readings, weight_of, with_statistics
+from blend.inference import batch_statistics, pooled
 from blend.pruning import PrunedNetwork
 from criteria.graph import ChannelGraph, Keep
+from criteria.layers import BATCH_NORM
 from criteria.moments import unfolded
 from criteria.streaming import hooks, widened
 
@@ -36,12 +39,14 @@ def sequential(
     batches: Sequence[Tensor],
     absorbed: frozenset[str] = frozenset(),
     ridge: float = RIDGE,
+    *,
+    recalibrated: bool = False,
 ) -> tuple[Corrected, list[str]]:
     r"""Corrects every consumer of a candidate, one after the other in forward order.
 
     With x what a consumer reads in the network pruned and corrected so far, and y its output in the unpruned one, the
     correction of its weights W is :math:`(\Sigma_{yx} - W \Sigma_{xx}) (\Sigma_{xx} + \lambda I)^{-1}`; its bias takes
-    the difference of the means. BatchNorms have their original statistics meanwhile.
+    the difference of the means.
 
     Args:
         model: The unpruned network.
@@ -50,6 +55,8 @@ def sequential(
         batches: Inputs, unlabelled, all of them in memory at every layer.
         absorbed: As for `Compensation`.
         ridge: λ over the mean variance of x.
+        recalibrated: Whether BatchNorms will be recalibrated on these inputs: each is then at once, so that what comes
+            after is refitted to what it is going to read. Otherwise they keep their statistics.
 
     Returns:
         The corrected tensors, and notes on what could not be done in this way.
@@ -65,7 +72,8 @@ def sequential(
     pruned = PrunedNetwork(model, graph)
     shell, kept = pruned.prune(keep, start.tensors), np.append(keep, True)
     outputs = {axis.tensor: torch.from_numpy(kept[axis.owner]) for axis in graph.axes if not axis.consumes}
-    norms = {member.layer: member.norm for group in graph.groups for member in group.producers if member.norm}
+    found_norms = {n: m for n, m in shell.named_modules() if isinstance(m, BATCH_NORM) and m.track_running_stats}
+    norms: dict[str, Any] = found_norms if recalibrated else {}
     singular = list(start.singular)
 
     def correct(name: str, read: Sequence[Tensor], made: Sequence[Tensor]) -> None:
@@ -75,11 +83,9 @@ def sequential(
             layer.bias.data = (layer.bias + lack).to(layer.bias)
         elif name not in absorbed:
             layer.bias = nn.Parameter(lack.to(layer.weight), requires_grad=False)
-        elif (mean := getattr(shell.get_submodule(norms[name]), "running_mean", None)) is not None:
-            mean.sub_(lack.to(mean))  # recalibration will do this in the end; what comes after has to see it now
         singular.extend([] if unique else [name])
 
-    _walk(copy.deepcopy(model).eval(), shell, set(names), batches, correct)
+    _walk(copy.deepcopy(model).eval(), shell, set(names), batches, correct, norms)
     corrected = dict(start.tensors)
     for name in names:
         layer: Any = shell.get_submodule(name)
@@ -95,12 +101,14 @@ def _walk(
     names: set[str],
     batches: Sequence[Tensor],
     correct: Callable[[str, Sequence[Tensor], Sequence[Tensor]], None],
+    norms: Mapping[str, Any],
 ) -> None:
     """Leads both networks from consumer to consumer; calls what corrects with what they read and what they made.
 
-    A layer that is passed several times is corrected at its first pass.
+    A layer that is passed several times is corrected at its first pass. On its way, the pruned network also halts at
+    the BatchNorms, which get the statistics of all batches together.
     """
-    waiting = set(names)
+    waiting = {*names, *norms}
 
     def halt(name: str, tensor: Tensor) -> None:
         if name in waiting:
@@ -108,22 +116,48 @@ def _walk(
 
     def handles() -> Iterator[RemovableHandle]:
         for name in names:
-            layers = original.get_submodule(name), pruned.get_submodule(name)
-            yield layers[0].register_forward_hook(lambda _, args, made, name=name: halt(name, made))
-            yield layers[1].register_forward_pre_hook(
+            layer = original.get_submodule(name)
+            yield layer.register_forward_hook(lambda _, args, made, name=name: halt(name, made))
+        for name in waiting:
+            yield pruned.get_submodule(name).register_forward_pre_hook(
                 lambda _, args, kwargs, name=name: halt(name, args[0] if args else kwargs["input"]), with_kwargs=True
             )
 
-    with hooks(handles()):
-        runs = [greenlet.greenlet(network) for network in (original, pruned) for _ in batches]
-        halts = [run.switch(batch) for run, batch in zip(runs, [*batches, *batches], strict=True)]
-        while not all(run.dead for run in runs):
-            if any(run.dead for run in runs) or len({name for name, _ in halts}) > 1:
-                raise RuntimeError("which layers a forward pass visits must not depend on the inputs")
-            made, read = ([tensor for _, tensor in half] for half in (halts[: len(batches)], halts[len(batches) :]))
-            waiting.discard(halts[0][0])
-            correct(halts[0][0], read, made)
-            halts = [run.switch() for run in runs]
+    with hooks(list(handles())):
+        first, second = ([greenlet.greenlet(network) for _ in batches] for network in (original, pruned))
+        here, made = _next(first, batches)
+        there, read = _next(second, batches)
+        while there is not None:
+            waiting.discard(there)
+            if there in norms:
+                _recalibrate(norms[there], read)
+            elif there == here:
+                correct(there, read, made)
+                here, made = _next(first)
+            else:
+                raise RuntimeError(f"the pruned network must come to '{here}' as the unpruned one does, got '{there}'")
+            there, read = _next(second)
+
+
+def _next(
+    runs: Sequence[greenlet.greenlet], batches: Sequence[Tensor] | None = None
+) -> tuple[str | None, list[Tensor]]:
+    """Lets all runs go on to where they halt next: the layer's name and what they bring; None at the end."""
+    halts = [run.switch() for run in runs] if batches is None else [
+        run.switch(batch) for run, batch in zip(runs, batches, strict=True)
+    ]  # fmt: skip
+    if all(run.dead for run in runs):
+        return None, []
+    if any(run.dead for run in runs) or len({name for name, _ in halts}) > 1:
+        raise RuntimeError("which layers a forward pass visits must not depend on the inputs")
+    return halts[0][0], [tensor for _, tensor in halts]
+
+
+def _recalibrate(norm: Any, read: Sequence[Tensor]) -> None:
+    """Gives a BatchNorm the statistics of what reaches it; the variance is unbiased, as PyTorch keeps it."""
+    mean, variance, count = pooled([batch_statistics(inputs) for inputs in read])
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance * (count / max(count - 1, 1)))
 
 
 def _refit(

@@ -108,7 +108,9 @@ def compensated(chosen: Chosen, keep: Keep) -> Corrected:
     absorbed = absorbed_means(graph) if config.recalibration_images else frozenset()
     with single_thread(), torch.no_grad():
         if chosen.compensate == "sequential":
-            corrected, notes = sequential(model, graph, keep, batches, absorbed)
+            corrected, notes = sequential(
+                model, graph, keep, batches, absorbed, recalibrated=config.recalibration_images > 0
+            )
         else:
             correct, notes = compensation(model, graph, batches, chosen.compensate, absorbed=absorbed)
             corrected = correct(keep)
