@@ -11,6 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,7 @@ def _signals_waiting() -> Iterator[None]:
     came: list[int] = []
     for number in before:
         signal.signal(number, lambda number, _: came.append(number))
+    resource_tracker.ensure_running()  # it would unblock Ctrl-C behind our back when the process needs it
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

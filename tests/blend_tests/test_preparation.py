@@ -44,8 +44,9 @@ def stopped(number, begun, *arguments):
     os.killpg(process.pid, number)
     said = process.communicate(timeout=30)[1]
     assert process.returncode == 130
-    [words] = said.splitlines()  # neither the driver nor its workers, which are starting, say anything else
-    return words
+    words = said.splitlines()
+    assert len(words) == 1, said  # neither the driver nor its workers, which are starting, say anything else
+    return words[0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

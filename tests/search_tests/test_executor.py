@@ -41,8 +41,8 @@ def executor(request):
 
 
 def workers():
-    """The driver's children, but for loky's tracker of semaphores, which ends with the driver."""
-    children = psutil.Process().children(recursive=True)
+    """The driver's children, but for loky's tracker of semaphores, which ends with the driver, and those that ended."""
+    children = [c for c in psutil.Process().children(recursive=True) if c.status() != psutil.STATUS_ZOMBIE]
     return [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
 
 
