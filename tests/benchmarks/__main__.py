@@ -6,7 +6,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import adapters, candidates, collection, memory, searches, startup
+from tests.benchmarks import adapters, candidates, collection, memory, parallel, searches, startup
 
 BENCHMARKS = {
     "adapters": adapters,
@@ -14,6 +14,7 @@ BENCHMARKS = {
     "searches": searches,
     "collection": collection,
     "memory": memory,
+    "parallel": parallel,
     "startup": startup,
 }
 

@@ -32,7 +32,7 @@ from tests.benchmarks.peers import judged_by_loop, passes, pruned_copy
 from tests.benchmarks.timing import Row
 
 NETWORKS = ("resnet20", "resnet56", "vgg16_bn", "mobilenetv2")
-HELDOUT, RECALIBRATION, ROUNDS = 500, 256, 5
+HELDOUT, RECALIBRATION, ROUNDS = 500, 256, 3
 # ours, theirs, how the row begins, and whether the ratio says how many times faster we are, or how many times longer
 COMPARISONS = (
     ("build", "build by torch-pruning", "build a candidate", "deepcopy + prune with torch-pruning", True),

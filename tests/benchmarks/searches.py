@@ -28,11 +28,11 @@ from tests.benchmarks.peers import judged_by_loop, pruned_copy
 from tests.benchmarks.timing import Row
 
 NETWORKS = ("resnet20", "resnet56", "mobilenetv2")
-EVALUATIONS, SAMPLE = 300, 5
+EVALUATIONS, SAMPLE = 120, 5
 
 
 def rows() -> list[Row]:
-    """On textures, for each network: time per candidate of a search of 300, and what the winner is worth."""
+    """On textures, for each network: time per candidate of a search of 120, and what the winner is worth."""
     os.environ["OMP_NUM_THREADS"] = "1"  # the loop's process inherits it
     return [row for name in NETWORKS for row in _network_rows(name)]
 
@@ -51,13 +51,12 @@ def _network_rows(network: str) -> Iterator[Row]:
 
 
 def _search(network: str, folder: Path, **options: object) -> Run:
+    config = search_config(
+        task="textures", options={"network": network}, evaluations=EVALUATIONS, random_search=False, workers=2,
+        **options,
+    )  # fmt: skip
     with redirect_stderr(io.StringIO()):
-        return start(
-            search_config(
-                task="textures", options={"network": network}, evaluations=EVALUATIONS, random_search=False, **options
-            ),
-            folder,
-        )
+        return start(config, folder)
 
 
 def _winner(run: Run) -> Evaluation:
