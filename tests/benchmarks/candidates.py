@@ -56,7 +56,7 @@ def _network_rows(name: str, ours: LocalExecutor, others: ProcessPoolExecutor) -
     def seconds(side: str) -> float:
         if side in OTHERS:
             return others.submit(_seconds, (name, side)).result()
-        _, outcome = next(ours.run(_seconds, [(name, side)]))
+        [(_, outcome)] = ours.run(_seconds, [(name, side)])
         if isinstance(outcome, Failure):
             raise RuntimeError(outcome.reason)
         return outcome
