@@ -1,0 +1,48 @@
+"""Whether the memory of a search stays flat over thousands of evaluations."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from blend.runs import Run
+from tests.benchmarks.timing import Row
+
+GROWTH = 1.1
+MANY, SETTLED = 5_000, 1_000
+
+
+def rows() -> list[Row]:
+    """Largest resident memory near the end of a search on digits, over that after its first thousand evaluations."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = f"--evaluations {MANY} --workers 2 --no-random-search --criteria l1,fpgm,taylor_fo --name it".split()
+        command = [sys.executable, "-m", "blend", "search", "digits", *options, "--runs-dir", folder]
+        process = psutil.Popen(command, stderr=subprocess.DEVNULL)
+        seen: dict[str, list[tuple[int, float]]] = defaultdict(list)
+        while process.poll() is None:
+            with suppress(psutil.NoSuchProcess):
+                done = _evaluations(Path(folder, "it"))
+                workers = [c for c in process.children() if "loky" in " ".join(c.cmdline())]
+                seen["driver"].append((done, process.memory_info().rss))
+                seen["worker"].append((done, max((w.memory_info().rss for w in workers), default=0)))
+            time.sleep(0.2)
+        if process.returncode:
+            raise RuntimeError(f"the search ended with {process.returncode}")
+    return [_memory_row(who, values) for who, values in seen.items()]
+
+
+def _memory_row(who: str, values: list[tuple[int, float]]) -> Row:
+    early = next(memory for done, memory in values if done >= SETTLED)
+    late = [memory for done, memory in values if done >= MANY * 0.9]
+    ratio = max(late) / early
+    what = f"memory of the {who} near {MANY} evaluations over that at {SETTLED}"
+    return Row(what, ratio, GROWTH, ratio / GROWTH, "", f"limit; {early / 1e6:.0f} MB at first")
+
+
+def _evaluations(folder: Path) -> int:
+    return Run(folder).counts()["evaluations"] if (folder / "config.json").exists() else 0
