@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from blend.budget import CostModel, floors, keep_mask
 from blend.document import checksum, not_one, read, write
-from blend.errors import InputError
+from blend.errors import InputError, first_problem
 from blend.formula import Blender, GroupFormula
 from blend.identity import NetworkIdentity
 from blend.pruning import PrunedNetwork
@@ -153,9 +153,7 @@ class BlendedCriterion(_Strict):
         try:
             return cls.model_validate(document)
         except ValidationError as error:
-            problem = error.errors()[0]
-            place = ".".join(str(part) for part in problem["loc"]) or "document"
-            raise not_one(Path(path), f"{place}: {problem['msg']}") from error
+            raise not_one(Path(path), first_problem(error)) from error
 
     def frozen_scores(self, graph: ChannelGraph) -> dict[str, NDArray[np.float64]]:
         """The stored scores, per group of a network of the very same layout.

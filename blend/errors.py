@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class BlendError(Exception):
@@ -31,6 +32,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     by_folded = {candidate.casefold(): candidate for candidate in known}
     close = [by_folded[match] for match in get_close_matches(name.casefold(), by_folded, n=3)]
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def first_problem(error: Any) -> str:
+    """The first thing that pydantic found wrong with a document, as ``place: message``."""
+    problem = error.errors()[0]
+    place = ".".join(str(part) for part in problem["loc"]) or "document"
+    return f"{place}: {problem['msg']}"
 
 
 def described(error: BaseException) -> str:

@@ -12,6 +12,8 @@ from torch import nn
 from blend.errors import InputError
 from criteria.graph import ChannelGraph
 
+Shape = tuple[int, ...] | str
+
 
 class OtherWeightsWarning(UserWarning):
     """Scores are used on a network of the same layout whose weights are not those that they were computed on."""
@@ -52,12 +54,19 @@ class NetworkIdentity(BaseModel):
         Raises:
             InputError: Naming the first tensor that differs, with both shapes.
         """
+        if difference := self.difference(shapes):
+            tensor, here, there = difference
+            raise InputError(
+                f"the criterion belongs to another network: '{tensor}' has shape {here} here and {there} there"
+            )
+
+    def difference(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, Shape, Shape] | None:
+        """The first tensor that another network has otherwise: its name, its shape there, and its shape in this one."""
         for tensor in {**self.shapes, **shapes}:
-            here, there = shapes.get(tensor, "absent"), self.shapes.get(tensor, "absent")
-            if here != there:
-                raise InputError(
-                    f"the criterion belongs to another network: '{tensor}' has shape {here} here and {there} there"
-                )
+            there, here = shapes.get(tensor, "absent"), self.shapes.get(tensor, "absent")
+            if there != here:
+                return tensor, there, here
+        return None
 
     def warn_of_other_weights(self, model: nn.Module) -> None:
         """Warns (`OtherWeightsWarning`) if a network's weights are not those that the scores were computed on."""

@@ -24,7 +24,7 @@ from blend.front import FrontEncoding
 from blend.identity import weight_hash
 from blend.progress import Progress, progress, say
 from blend.pruning import check_slicing, single_thread
-from blend.task import Splits, Task, check_task, load_task
+from blend.task import Splits, Task, check_task, load_task, task_function
 from criteria import CRITERIA, ChannelGraph, Criterion, CriterionError, ScoreTable, cluster, score
 from criteria.grouping import matching_layers
 from criteria.losses import label_free
@@ -152,6 +152,7 @@ def prepare(config: SearchConfig, scores: Path | None = None, *, separately: boo
     Raises:
         InputError: If a criterion is unknown or does not apply, or the task cannot be pruned as it is.
     """
+    task_function(config.task)  # its file may register criteria of its own
     with _criterion_errors():
         criteria = [CRITERIA.get(name) for name in config.criteria]
         _check_labels(criteria, config)

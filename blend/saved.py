@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from blend.errors import BlendError, InputError, described
+from blend.errors import BlendError, InputError, described, first_problem
 from blend.identity import NetworkIdentity
 from criteria.graph import ChannelGraph, Keep
 from criteria.layers import refit, unit_of
@@ -92,9 +92,7 @@ class PruningRecord(_Strict):
         except OSError as error:
             raise InputError(f"cannot read '{path}': {error.strerror}") from error
         except ValidationError as error:
-            problem = error.errors()[0]
-            place = ".".join(str(part) for part in problem["loc"]) or "document"
-            raise InputError(f"'{path}' is not a pruning record: {place}: {problem['msg']}") from error
+            raise InputError(f"'{path}' is not a pruning record: {first_problem(error)}") from error
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The pruned network's shapes, but for those of added biases."""
@@ -208,13 +206,12 @@ def cuts(graph: ChannelGraph, keep: Keep) -> tuple[Cut, ...]:
 
 
 def _check_network(record: PruningRecord, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    for name in {**record.network.shapes, **shapes}:
-        here, there = shapes.get(name, "absent"), record.network.shapes.get(name, "absent")
-        if here != there:
-            raise InputError(
-                f"model_factory must make the network that was pruned (layout {record.network.layout}): '{name}' has "
-                f"shape {here} in what it makes and {there} in the record"
-            )
+    if difference := record.network.difference(shapes):
+        name, here, there = difference
+        raise InputError(
+            f"model_factory must make the network that was pruned (layout {record.network.layout}): '{name}' has "
+            f"shape {here} in what it makes and {there} in the record"
+        )
 
 
 def _read_weights(path: Path, record: PruningRecord) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blend.blended import BlendedCriterion
-from blend.errors import InputError
+from blend.document import write_whole
 from criteria.scores import ScoreTable
 
 SUFFIXES = (".csv", ".npz")
@@ -34,14 +34,7 @@ def write_scores(path: Path, criterion: BlendedCriterion, table: ScoreTable) -> 
         InputError: If it cannot be written.
     """
     columns = _columns(criterion, table)
-    content = _csv(columns) if path.suffix == ".csv" else _npz(columns)
-    draft = path.with_name(f".{path.name}.draft")
-    try:
-        draft.write_bytes(content)
-        draft.replace(path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise InputError(f"cannot write '{path}': {error}") from error
+    write_whole(path, _csv(columns) if path.suffix == ".csv" else _npz(columns))
 
 
 def _columns(criterion: BlendedCriterion, table: ScoreTable) -> dict[str, NDArray[Any]]:

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from blend.budget import CostModel, Scores
-from blend.errors import InputError, nearest
+from blend.errors import InputError, first_problem, nearest
 from criteria.errors import CriterionError
 from criteria.graph import ChannelGraph
 from criteria.specification import at_least, canonical, check, parse, typed
@@ -135,9 +135,7 @@ def _lines(path: Path) -> dict[str, Line]:
     except OSError as error:
         raise InputError(f"transform 'affine' cannot read '{path}': {error.strerror}") from error
     except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(str(part) for part in problem["loc"]) or "document"
-        raise InputError(f"'{path}' does not hold lines for groups: {place}: {problem['msg']}") from error
+        raise InputError(f"'{path}' does not hold lines for groups: {first_problem(error)}") from error
 
 
 @contextmanager

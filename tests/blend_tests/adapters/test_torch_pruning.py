@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import json
 import subprocess
 import sys
 import weakref
@@ -287,3 +288,15 @@ def test_a_loaded_file_serves_as_well(tmp_path):
     pairs = [[importance(group) for importance in importances] for group in groups]
     assert any(first is not None for first, _ in pairs)
     assert all(first is None or torch.equal(first, second) for first, second in pairs)
+
+
+def test_their_importance_is_blended_by_a_task_whose_file_registers_it(tmp_path, pytestconfig):
+    task = f"{pytestconfig.rootpath / 'tests' / 'blend_tests' / 'adapters' / 'foreign_task.py'}:small"
+    options = "--criteria l1,tp_lamp --evaluations 12 --population 4 --workers 1 --no-random-search --json --name it"
+    command = [sys.executable, "-m", "blend", "search", task, *options.split(), "--runs-dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    singles = {b["name"] for b in json.loads(done.stdout)["baselines"] if b["kind"] == "single"}
+    assert singles == {"l1", "tp_lamp"}
+    unknown = subprocess.run([*command[:5], "--criteria", "tp_lamb"], capture_output=True, text=True)
+    assert (unknown.returncode, "did you mean 'tp_lamp'" in unknown.stderr) == (2, True)
