@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from blend.blended import BlendedCriterion
+    from blend.pruned.saved import load_pruned
     from blend.pruning import recalibrate
-    from blend.saved import load_pruned
     from blend.task import Task
 
 __version__ = "0.1.0"
@@ -17,7 +17,7 @@ __all__ = ["BlendedCriterion", "Task", "load_pruned", "recalibrate"]
 _HOMES = {
     "BlendedCriterion": "blend.blended",
     "Task": "blend.task",
-    "load_pruned": "blend.saved",
+    "load_pruned": "blend.pruned.saved",
     "recalibrate": "blend.pruning",
 }
 

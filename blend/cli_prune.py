@@ -11,7 +11,7 @@ import typer
 from blend.cli_options import BatchSize, Ignore, Json, Options, RecalibrationImages, Seed, TaskArgument, print_json
 
 if TYPE_CHECKING:
-    from blend.saved import PruningRecord
+    from blend.pruned.saved import PruningRecord
 
 commands = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]})
 
@@ -72,9 +72,9 @@ def prune(
     class into it. Consumers are corrected if asked (--compensate), BatchNorm is recalibrated; before and after are
     shown with their results on held-out data.
     """
-    from blend.choice import Request
     from blend.config import parse_options
-    from blend.smaller import prune_to_folder
+    from blend.pruned.choice import Request
+    from blend.pruned.smaller import prune_to_folder
 
     request = Request(
         criterion, task, parse_options(option), reduction=reduction, cost=cost, allocation=allocation, floor=floor,

@@ -6,8 +6,8 @@ import torch
 
 from blend.blended import NetworkIdentity
 from blend.budget import CostModel, floors, keep_mask
+from blend.pruned.saved import RECORD, WEIGHTS, PruningRecord, cuts, load_pruned, removed_channels, write_weights
 from blend.pruning import PrunedNetwork
-from blend.saved import RECORD, WEIGHTS, PruningRecord, cuts, load_pruned, removed_channels, write_weights
 from criteria import ChannelGraph
 
 from . import NETWORKS, build, inputs

@@ -16,10 +16,10 @@ from blend.compensation import GRADES
 from blend.config import search_config
 from blend.errors import InputError
 from blend.pipeline import start
-from blend.saved import RECORD, WEIGHTS, PruningRecord
+from blend.pruned.saved import RECORD, WEIGHTS, PruningRecord
 from blend.task import load_task
 
-from .task_file import SmallNetwork, small
+from ..task_file import SmallNetwork, small
 
 TASK = f"{Path(__file__).parent / 'task_file.py'}:small"
 
@@ -226,14 +226,14 @@ def test_onnx_computes_the_same(capsys, tmp_path):
 
 def test_onnx_that_computes_something_else_is_refused(capsys, tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
-    monkeypatch.setattr("blend.onnx_export.PARITY", -1.0)
+    monkeypatch.setattr("blend.pruned.onnx_export.PARITY", -1.0)
     told = refused(capsys, "l1", TASK, "--out", tmp_path / "out", "--onnx", code=3)
     assert "exported to ONNX computes something else" in told
     assert list(tmp_path.iterdir()) == []
 
 
 def test_onnx_says_what_to_install(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("blend.onnx_export.find_spec", lambda name: None)
+    monkeypatch.setattr("blend.pruned.onnx_export.find_spec", lambda name: None)
     told = refused(capsys, "l1", TASK, "--out", tmp_path / "out", "--onnx")
     assert told == "--onnx needs the package onnx: pip install 'blend-pruning[onnx]'"
 

@@ -17,7 +17,7 @@ from blend.errors import InputError, nearest
 from blend.identity import weight_hash
 from blend.problem import checked_graph, ignored_groups, loaded_task, prepare
 from blend.progress import say
-from blend.rounding import rounded_keep_mask
+from blend.pruned.rounding import rounded_keep_mask
 from blend.task import Splits, Task
 from criteria.graph import ChannelGraph, Keep
 

@@ -3,10 +3,10 @@ import pytest
 
 from blend.budget import CostModel, floors, keep_mask
 from blend.errors import InputError
-from blend.rounding import rounded_keep_mask
+from blend.pruned.rounding import rounded_keep_mask
 from criteria import ChannelGraph
 
-from .small_networks import graph_of, random_scores, tiny, tiny_images
+from ..small_networks import graph_of, random_scores, tiny, tiny_images
 
 
 def kept(graph, keep):

@@ -13,16 +13,15 @@ from torch import Tensor, nn
 
 from blend.blended import library_versions
 from blend.budget import CostModel
-from blend.choice import Chosen, Request, choose, chosen_keep
 from blend.compensation import Corrected, absorbed_means, compensation
 from blend.consumer_inputs import compensation_images
 from blend.errors import BlendError
 from blend.identity import NetworkIdentity, weight_hash
 from blend.inference import InferenceNetwork, portions
-from blend.onnx_export import ONNX, check_onnx, export_onnx
 from blend.progress import say
-from blend.pruning import TOLERANCES, PrunedNetwork, single_thread
-from blend.saved import (
+from blend.pruned.choice import Chosen, Request, choose, chosen_keep
+from blend.pruned.onnx_export import ONNX, check_onnx, export_onnx
+from blend.pruned.saved import (
     RECORD,
     WEIGHTS,
     PruningRecord,
@@ -34,6 +33,7 @@ from blend.saved import (
     removed_channels,
     write_weights,
 )
+from blend.pruning import TOLERANCES, PrunedNetwork, single_thread
 from blend.sequential import sequential
 from blend.task import Split, Task
 from criteria.graph import Keep

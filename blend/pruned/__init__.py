@@ -1,0 +1,1 @@
+"""Pruned networks that can be shipped: which channels go, what is left of the network, and how it is saved."""
