@@ -21,7 +21,7 @@ from blend.task import load_task
 
 from ..task_file import SmallNetwork, small
 
-TASK = f"{Path(__file__).parent / 'task_file.py'}:small"
+TASK = f"{Path(__file__).parents[1] / 'task_file.py'}:small"
 
 
 @pytest.fixture(scope="module")
