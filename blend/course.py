@@ -45,7 +45,7 @@ def generation_record(strategy: Strategy, batch: Sequence[Evaluation]) -> dict[s
     return {
         "generation": strategy.generation - 1,
         "best": best[1] if best else None,
-        "genomes": len({e.genome for e in batch}) / len(batch),
+        "genomes": len({tuple(e.genome or ()) for e in batch}) / len(batch),
         "masks": len({e.phenotype for e in batch}) / len(batch),
         "new": sum(not e.cached for e in batch) / len(batch),
         "given_up": sum("share" in e.details and not e.cached for e in batch),

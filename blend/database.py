@@ -113,7 +113,7 @@ def _connect(path: Path, how: str) -> sqlite3.Connection:
 
 def _row(e: Evaluation) -> tuple[Any, ...]:
     genome = None if e.genome is None else json.dumps(list(e.genome))
-    details = json.dumps(e.details)
+    details = json.dumps(e.details, default=list)  # an archive keeps lists as arrays
     return (e.number, e.phase, e.generation, genome, e.phenotype, e.fitness, details, e.seconds, e.cached, e.error)
 
 
