@@ -159,6 +159,44 @@ class TestSameBytes:
         assert second.stderr.strip() == "error: run 'cut' is running; there is nothing to resume"
 
 
+KILLED = """
+import os, signal, sys
+from blend.cli import main
+from blend.runs import Run
+
+moment, commits, commit = sys.argv.pop(1), 0, Run.commit
+
+def killed(run, *what):
+    global commits
+    commits += 1
+    if commits == 2 and moment == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    commit(run, *what)
+    if commits == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Run.commit = killed
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_killed_at_every_commit_in_turn(undisturbed, tmp_path, moment):
+    """Between a generation's last answer and its commit, or right after; so is every resume, until nothing is left."""
+    asked = ["search", TASK, "--evaluations", "48", "--population", "8", "--criteria", ",".join(CRITERIA)]
+    kills = 0
+    for arguments in ([*asked, "--name", "cut"], *[["resume", "cut"]] * 50):
+        command = [sys.executable, "-c", KILLED, moment, *arguments, "--workers", "1", "--runs-dir", str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        kills += done.returncode == -signal.SIGKILL
+        assert done.returncode in (0, -signal.SIGKILL), done.stderr
+        if Run(tmp_path / "cut").status == "finished":
+            break
+    assert kills >= 10
+    assert_same(Run(tmp_path / "cut"), undisturbed)
+
+
 class TestResumeRefuses:
     def test_another_network(self, tmp_path):
         source = Path(TASK.partition(":")[0]).read_text()
