@@ -214,6 +214,10 @@ def export(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it.")],
     force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
     without_corrections: options.WithoutCorrections = False,
+    reduction: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Which point of a front (--strategy nsga2); by default the middle one."),
+    ] = None,
     runs_dir: options.RunsDir = RUNS,
 ) -> None:
     """Write the blended criterion of a finished run to a file for other pruners.
@@ -221,12 +225,19 @@ def export(
     A FILE that ends in .csv or .npz gets a table instead, of one line per channel: its group, the blended score, and
     the score by every single criterion.
     """
-    from blend.runs import EXPORT, SCORES, open_run
+    from blend.runs import EXPORT, SCORES, export_at, open_run
 
     found = open_run(runs_dir, run)
     source = found.folder / EXPORT
     if found.status != "finished" or not source.is_file():
         raise InputError(f"run '{found.name}' has nothing to export yet: it is {found.status}")
+    if reduction is not None:
+        shown = [f"{point['reduction']:g}" for point in found.get("front", [])]
+        if not shown:
+            raise InputError(f"reduction must be left out where no front was searched, got {reduction:g}")
+        if f"{reduction:g}" not in shown:
+            raise InputError(f"reduction must be one of {', '.join(shown)}, got {reduction:g}")
+        source = found.folder / export_at(reduction)
     if file.exists() and not force:
         raise InputError(f"'{file}' exists; --force overwrites it")
 

@@ -193,6 +193,9 @@ def test_export_writes_the_file_once(capsys, finished, tmp_path):
     assert "exists; --force overwrites it" in refused(capsys, *command)
     assert run([*command, "--force"]) == 0
     assert "cannot write" in refused(capsys, *command[:2], tmp_path / "no" / "file.json", *command[3:])
+    assert "reduction must be left out where no front was searched, got 0.4" in refused(
+        capsys, *command, "--force", "--reduction", "0.4"
+    )
 
 
 KEYS = ("name", "family", "summary", "formula", "needs", "cost", "labels", "parameters", "claims", "caution",

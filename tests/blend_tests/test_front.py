@@ -143,6 +143,15 @@ class TestAFinishedFront:
         names = [path.name for path in front.artefacts()]
         assert names == [EXPORT, *map(export_at, SHOWN), FIGURE, "scores.npz"]
 
+    def test_a_point_is_exported_by_its_reduction(self, front, tmp_path, capsys):
+        file = tmp_path / "light.blend.json"
+        export = ["export", str(front.folder), str(file), "--reduction"]
+        assert command([*export, "0.45"]) == 2
+        assert "reduction must be one of 0.3, 0.4, 0.5, 0.6, 0.7, got 0.45" in capsys.readouterr().err
+        assert not file.exists()
+        assert command([*export, "0.6"]) == 0
+        assert BlendedCriterion.load(file) == BlendedCriterion.load(front.folder / export_at(0.6))
+
     def test_passes_examination_until_a_file_is_exchanged(self, front):
         exports = {finding.name: finding for finding in examine_run(front.folder)}["export"]
         assert exports.outcome == "pass"
