@@ -83,6 +83,10 @@ class Recipe:
         return cls(**{**own, **{name: value for name, value in otherwise.items() if value is not None}})
 
 
+class Diverged(BlendError):
+    """The learning rate was too high."""
+
+
 class Checkpoint(Protocol):
     """Where the state after an epoch outlives the process."""
 
@@ -128,7 +132,7 @@ def finetuned(
 
     Raises:
         InputError: Nothing can be trained, or the data are not fit for it.
-        BlendError: Training diverged.
+        Diverged: The learning rate is too high.
     """
     data = train if isinstance(train, (InMemory, Streamed)) else training_data(cast("Data", train), recipe.batch_size)
     with single_thread():
@@ -251,11 +255,11 @@ class _Training:
         if best_epoch(self.course) == epoch:
             self.best = plain_tensors(self.network)
 
-    def _diverged(self, epoch: int, how: str) -> BlendError:
+    def _diverged(self, epoch: int, how: str) -> Diverged:
         if not epoch:
-            return BlendError(f"the network cannot be fine-tuned: {how} before it has begun")
+            return Diverged(f"the network cannot be fine-tuned: {how} before it has begun")
         rate = f"learning_rate {self.recipe.learning_rate:g}"
-        return BlendError(f"fine-tuning diverged in epoch {epoch}: {how}; {rate} is too high for it")
+        return Diverged(f"fine-tuning diverged in epoch {epoch}: {how}; {rate} is too high for it")
 
     def best_network(self) -> nn.Module:
         """The network as it was after its best epoch."""

@@ -6,18 +6,17 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from blend.blended import library_versions
 from blend.budget import CostModel
-from blend.compensation import Corrected
 from blend.errors import BlendError
 from blend.identity import NetworkIdentity, weight_hash
 from blend.progress import say
-from blend.pruned.choice import Chosen, Request, choose, chosen_keep
+from blend.pruned.choice import Chosen, Request, choose
+from blend.pruned.iterative import Position, Steps, training_record
 from blend.pruned.onnx_export import ONNX, check_onnx, export_onnx
 from blend.pruned.saved import (
     RECORD,
@@ -31,7 +30,8 @@ from blend.pruned.saved import (
     removed_channels,
     write_weights,
 )
-from blend.pruned.step import EXAMPLES, compensated, heldout, recalibrated
+from blend.pruned.step import EXAMPLES, heldout
+from blend.pruned.unfinished import Unfinished, interruptible
 from blend.pruning import TOLERANCES, single_thread
 from criteria.graph import Keep
 
@@ -50,32 +50,35 @@ def prune_to_folder(request: Request, folder: Path) -> PruningRecord:
     check_free_folder(folder)
     if request.onnx:
         check_onnx()
-    chosen = choose(request)
-    keep = chosen_keep(chosen, request)
+    unfinished = Unfinished(folder)
+    with interruptible(unfinished):
+        chosen = choose(request)
+        steps = Steps(chosen, request, lambda title, network, keep: stage(title, chosen, network, keep))
+        with unfinished.held(steps.identity(), wanted=steps.resumable):
+            record = _written(steps, steps.run(unfinished), folder)
+            unfinished.remove()
+    return record
+
+
+def _written(steps: Steps, made: Position, folder: Path) -> PruningRecord:
+    """Saves what was made."""
+    chosen, network, stages = steps.chosen, made.network, list(made.stages)
     with new_folder(folder) as draft:
-        stages = [stage("unpruned", chosen, chosen.task.model, np.ones_like(keep))]
-        network = recalibrated(chosen, keep)
-        stages.append(stage("pruned", chosen, network, keep))
-        corrected = Corrected({})
-        if chosen.compensate != "none":
-            corrected = compensated(chosen, keep)
-            network = recalibrated(chosen, keep, corrected)
-            stages.append(stage("compensated", chosen, network, keep))
-        stages[-1]["bytes"] = write_weights(network, chosen.graph.fingerprint, draft / WEIGHTS)
-        record = _record(chosen, request, keep, corrected, stages)
+        size = write_weights(network, chosen.graph.fingerprint, draft / WEIGHTS)
+        stages[-1] = {**stages[-1], "bytes": size}
+        record = _record(steps, made, stages)
         (draft / RECORD).write_text(record.model_dump_json(indent=1) + "\n")
         _check_written(draft, chosen, network)
-        if request.onnx:
+        if steps.request.onnx:
             difference = export_onnx(network, chosen.splits.heldout.inputs[:EXAMPLES], draft / ONNX)
             say(f"{ONNX} differs from PyTorch by at most {difference:.1e}")
     return record
 
 
-def _record(
-    chosen: Chosen, request: Request, keep: Keep, corrected: Corrected, stages: list[dict[str, Any]]
-) -> PruningRecord:
+def _record(steps: Steps, made: Position, stages: list[dict[str, Any]]) -> PruningRecord:
+    chosen, request, keep = steps.chosen, steps.request, made.keep
     config, graph = chosen.config, chosen.graph
-    added = [name for name in corrected.tensors if name not in graph.shapes]
+    added = [name for name in made.network.state_dict() if name not in graph.shapes]
     return PruningRecord(
         groups=removed_channels(graph, keep),
         cuts=cuts(graph, keep),
@@ -87,7 +90,9 @@ def _record(
             "cost": config.cost, "allocation": config.allocation, "floor": config.floor,
             "min_channels": request.min_channels, "round_to": request.round_to, "ignore": list(request.ignore),
             "recalibration_images": config.recalibration_images, "compensate": chosen.compensate,
+            "iterative": request.plan.steps, "schedule": request.plan.schedule,
         },
+        finetuning=training_record(steps, made.courses),
         stages=tuple(stages),
         task={"name": chosen.task.name, "options": config.options, "seed": config.seed},
         versions=library_versions(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 
@@ -9,11 +11,13 @@ from blend.compensation import Corrected, absorbed_means, compensation
 from blend.consumer_inputs import compensation_images
 from blend.inference import InferenceNetwork, portions
 from blend.progress import say
-from blend.pruned.choice import Chosen
 from blend.pruning import PrunedNetwork, single_thread
 from blend.sequential import sequential
 from blend.task import Split, Task
 from criteria.graph import Keep
+
+if TYPE_CHECKING:
+    from blend.pruned.choice import Chosen
 
 EXAMPLES = 8  # on which what was written is held against what was meant
 
