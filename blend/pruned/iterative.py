@@ -88,11 +88,17 @@ class Steps:
             **chosen.config.model_dump(mode="json", exclude={"directory"}), "ignore": request.ignore,
             "criterion": chosen.criterion, "min_channels": request.min_channels, "round_to": request.round_to,
             "compensate": chosen.compensate, "iterative": self.plan.steps, "schedule": self.plan.schedule,
-            "finetune": self.recipes and [asdict(recipe) for recipe in self.recipes],
+            **self._training(),
             "layout": chosen.graph.fingerprint, "weights": weight_hash(chosen.task.model),
             **{f"{split.name} data": split.fingerprint() for split in chosen.splits},
-            "training data": self.data and self.data.fingerprint,
         }  # fmt: skip
+
+    def _training(self) -> dict[str, Any]:
+        if not self.recipes or not self.data:
+            return {"finetune": None}
+        recipe = {f"finetune.{name}": value for name, value in asdict(self.recipes[0]).items()}
+        epochs = sum(recipe.epochs for recipe in self.recipes)
+        return {"finetune": epochs, **recipe, "training data": self.data.fingerprint}
 
     def run(self, unfinished: Unfinished) -> Position:
         """Does them, from where they were left.

@@ -61,7 +61,8 @@ class Streamed:
 
     It is gone through once to begin with, to be counted and compared. Datasets are shuffled; loaders and other
     iterables come as they are, with their own batches and shuffling. What they draw from the generators of torch, NumPy
-    and Python depends on the seed of the epoch alone; only workers that persist between epochs escape that.
+    and Python depends on the seed of the epoch alone; only workers that persist between epochs escape that. Examples
+    that are augmented while they are read cannot be found to be those of another split.
 
     Args:
         data: To be gone through again and again.

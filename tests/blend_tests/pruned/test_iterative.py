@@ -203,6 +203,13 @@ def test_a_killed_process_goes_on_with_the_same_bytes(capsys, tmp_path):
     assert PruningRecord.load(out).finetuning == PruningRecord.load(whole).finetuning
 
 
+def test_nothing_is_left_of_what_had_not_begun(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("blend.pruned.iterative.recalibrated", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    told = prune(capsys, tmp_path / "out", *TUNED, code=130)
+    assert told == f"'{tmp_path / 'out'}' interrupted; nothing was begun and nothing is left"
+    assert list(tmp_path.iterdir()) == []
+
+
 def left_behind(capsys, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("blend.pruned.iterative.Steps._trained", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -212,10 +219,10 @@ def left_behind(capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "difference"),
     [
-        ([*TUNED, "--learning-rate", "0.02"], "finetune"),
+        ([*TUNED, "--learning-rate", "0.02"], "finetune.learning_rate 0.05 in place of 0.02"),
         ([*TUNED, "--seed", "1"], "seed 0 in place of 1"),
         (["l2", *TUNED[1:]], "criteria ['l1'] in place of ['l2']"),
-        (TUNED[:4], "finetune"),
+        (TUNED[:4], "finetune 4 in place of None"),
     ],
 )
 def test_what_another_request_left_is_not_touched(capsys, tmp_path, monkeypatch, arguments, difference):
