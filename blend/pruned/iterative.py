@@ -5,7 +5,7 @@ Every step looks at the network as the one before has left it; the mask that is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,7 +13,6 @@ import numpy as np
 from torch import Tensor, nn
 
 from blend.budget import CostModel
-from blend.compensation import Corrected
 from blend.identity import weight_hash
 from blend.progress import say
 from blend.pruned.choice import Chosen, Request, keep_at, lowest
@@ -28,8 +27,21 @@ from criteria.graph import Keep
 from criteria.remains import remaining_graph
 
 POSITION = "position"
-Row = Callable[[str, nn.Module, Keep], dict[str, Any]]
-"""Costs and results of a network on the way, as the record has them: of its title, itself, and the mask."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A network on the way.
+
+    Attributes:
+        title: What tables call it.
+        keep: The channels of the unpruned network that stay.
+        network: With these channels.
+    """
+
+    title: str
+    keep: Keep
+    network: nn.Module
 
 
 @dataclass(frozen=True)
@@ -38,19 +50,22 @@ class Position:
 
     Attributes:
         step: That is being done, from 1.
-        keep: The channels of the unpruned network that stay.
-        network: With these channels.
-        stages: Rows of the record.
+        now: The network as it is.
+        shown: Those that the record tells of, the unpruned one first.
         courses: Of fine-tuning, step by step.
         pruned: Whether of this step only fine-tuning is left.
     """
 
     step: int
-    keep: Keep
-    network: nn.Module
-    stages: tuple[dict[str, Any], ...]
+    now: Stage
+    shown: tuple[Stage, ...]
     courses: tuple[Course, ...] = ()
     pruned: bool = False
+
+    def at(self, title: str, keep: Keep, network: nn.Module, *, shown: bool) -> Position:
+        """With another network as it is, that the record tells of or not."""
+        stage = Stage(title, keep, network)
+        return replace(self, now=stage, shown=(*self.shown, stage) if shown else self.shown)
 
 
 class Steps:
@@ -59,15 +74,14 @@ class Steps:
     Args:
         chosen: What the criterion says of the unpruned network.
         request: What was asked for.
-        row: Judges a network.
 
     Raises:
         InputError: What to train on is missing or not fit for it, or the criterion file has no formula for more than
             one step.
     """
 
-    def __init__(self, chosen: Chosen, request: Request, row: Row) -> None:
-        self.chosen, self.request, self.plan, self.row = chosen, request, request.plan, row
+    def __init__(self, chosen: Chosen, request: Request) -> None:
+        self.chosen, self.request, self.plan = chosen, request, request.plan
         self.cost, self.floor = CostModel(chosen.graph, chosen.config.cost), lowest(chosen, request)
         self.recipes = self.plan.recipes(chosen.task)
         self.rescoring = Rescoring.by(chosen, request) if self.plan.steps > 1 else None
@@ -113,46 +127,49 @@ class Steps:
             InputError: A reduction cannot be reached.
             BlendError: Training diverged, or the way could not be saved.
         """
-        position = self._found(unfinished) or self._start()
+        position = self._found(unfinished)
+        if position is None:
+            position = self._start()
+        else:
+            say(f"going on from '{unfinished.folder}'")
         while True:
             if not position.pruned:
                 position = self._saved(self._pruned(position), unfinished)
             position = self._trained(position, unfinished)
             if position.step == self.plan.steps:
                 return position
-            row = self.row(f"step {position.step} of {self.plan.steps}", position.network, position.keep)
-            stages = (*position.stages, row)
-            following = replace(position, step=position.step + 1, pruned=False, stages=stages)
+            done = replace(position.now, title=f"step {position.step} of {self.plan.steps}")
+            following = replace(position, step=position.step + 1, shown=(*position.shown, done), pruned=False)
             position = self._saved(following, unfinished)
 
     def _start(self) -> Position:
         """The unpruned network; refuses a last step that could not be reached."""
-        model, keep = self.chosen.task.model, np.ones(len(self.chosen.graph), dtype=bool)
         keep_at(self.chosen.config.reduction, self.chosen, self.request, self.cost, self.floor)
-        return Position(1, keep, model, (self.row("unpruned", model, keep),))
+        return Position(1, self._unpruned, (self._unpruned,))
+
+    @property
+    def _unpruned(self) -> Stage:
+        return Stage("unpruned", np.ones(len(self.chosen.graph), dtype=bool), self.chosen.task.model)
 
     def _pruned(self, position: Position) -> Position:
         """What is left of the network after this step's channels are gone."""
         here, last = self._here(position), position.step == self.plan.steps
         reduction = self.plan.reductions(self.chosen.config.reduction)[position.step - 1]
-        mask = keep_at(reduction, here, self.request, RemainingCost(self.cost, position.keep), self.floor)
-        keep, stages, corrected = composed(position.keep, mask), position.stages, Corrected({})
-        compensating = here.compensate != "none"
-        if last or not compensating:
-            network = recalibrated(here, mask)
-            stages = (*stages, self.row("pruned", network, keep)) if last else stages
-        if compensating:
+        mask = keep_at(reduction, here, self.request, RemainingCost(self.cost, position.now.keep), self.floor)
+        keep = composed(position.now.keep, mask)
+        if last or here.compensate == "none":
+            position = position.at("pruned", keep, recalibrated(here, mask), shown=last)
+        if here.compensate != "none":
             corrected = compensated(here, mask)
-            network = recalibrated(here, mask, corrected)
-            stages = (*stages, self.row("compensated", network, keep)) if last else stages
-        return replace(position, keep=keep, network=network, stages=stages, pruned=True)
+            position = position.at("compensated", keep, recalibrated(here, mask, corrected), shown=last)
+        return replace(position, pruned=True)
 
     def _here(self, position: Position) -> Chosen:
         """What the criterion says of the network as it is."""
         if self.rescoring is None or (position.step == 1 and self.rescoring.file is None):
             return self.chosen
-        task = replace(self.chosen.task, model=position.network)
-        graph = remaining_graph(self.chosen.graph, position.keep, position.network)
+        task = replace(self.chosen.task, model=position.now.network)
+        graph = remaining_graph(self.chosen.graph, position.now.keep, position.now.network)
         return replace(self.chosen, task=task, graph=graph, scores=self.rescoring.scores(task, graph, self.floor))
 
     def _trained(self, position: Position, unfinished: Unfinished) -> Position:
@@ -160,42 +177,49 @@ class Steps:
         if self.recipes is None or self.data is None:
             return position
         chosen, step, steps = self.chosen, position.step, self.plan.steps
-        name = f"epochs-{step}"
+        seed = int(np.random.SeedSequence([chosen.config.seed, step]).generate_state(1)[0])
         try:
             network, course = finetuned(
-                position.network, chosen.task.model, chosen.task, self.data, chosen.splits.heldout,
-                self.recipes[step - 1], int(np.random.SeedSequence([chosen.config.seed, step]).generate_state(1)[0]),
-                Slot(unfinished, name), batch_size=chosen.config.batch_size,
+                position.now.network, chosen.task.model, chosen.task, self.data, chosen.splits.heldout,
+                self.recipes[step - 1], seed, Slot(unfinished, f"epochs-{step}"), batch_size=chosen.config.batch_size,
                 title="fine-tuning" if steps == 1 else f"fine-tuning, step {step} of {steps}",
             )  # fmt: skip
         except Diverged:
             unfinished.remove()  # the same would happen again
             raise
-        last = (self.row("fine-tuned", network, position.keep),) if step == steps else ()
-        courses = (*position.courses, course)
-        return replace(position, network=network, stages=(*position.stages, *last), courses=courses)
+        position = position.at("fine-tuned", position.now.keep, network, shown=step == steps)
+        return replace(position, courses=(*position.courses, course))
 
     def _saved(self, position: Position, unfinished: Unfinished) -> Position:
         """The position as it would be found again, so that going on cannot differ from never stopping."""
         if not self.resumable:
             return position
-        tensors = plain_tensors(position.network)
-        about = {key: getattr(position, key) for key in ("step", "pruned", "stages", "courses")}
-        unfinished.save(POSITION, tensors, {**about, "removed": np.flatnonzero(~position.keep).tolist()})
+        _, *stages = (*position.shown, position.now)  # the unpruned network is known
+        tensors = {
+            f"{number}/{name}": tensor
+            for number, stage in enumerate(stages)
+            for name, tensor in plain_tensors(stage.network).items()
+        }
+        about = {key: getattr(position, key) for key in ("step", "pruned", "courses")}
+        titles = [{"title": one.title, "removed": np.flatnonzero(~one.keep).tolist()} for one in stages]
+        unfinished.save(POSITION, tensors, {**about, "stages": titles})
         unfinished.discard(f"epochs-{position.step - 1}")
-        return replace(position, network=rebuilt(self.chosen, position.keep, tensors))
+        found = self._found(unfinished)
+        return position if found is None else found
 
     def _found(self, unfinished: Unfinished) -> Position | None:
         saved = unfinished.load(POSITION) if self.resumable else None
         if saved is None:
             return None
         tensors, about = saved
-        keep = np.ones(len(self.chosen.graph), dtype=bool)
-        keep[about["removed"]] = False
-        say(f"going on from '{unfinished.folder}'")
-        network = rebuilt(self.chosen, keep, tensors)
-        stages, courses = tuple(about["stages"]), tuple(about["courses"])
-        return Position(about["step"], keep, network, stages, courses, about["pruned"])
+        stages = []
+        for number, one in enumerate(about["stages"]):
+            keep = np.ones(len(self.chosen.graph), dtype=bool)
+            keep[one["removed"]] = False
+            mine = {name.partition("/")[2]: t for name, t in tensors.items() if name.startswith(f"{number}/")}
+            stages.append(Stage(one["title"], keep, rebuilt(self.chosen, keep, mine)))
+        shown = (self._unpruned, *stages[:-1])
+        return Position(about["step"], stages[-1], shown, tuple(about["courses"]), about["pruned"])
 
 
 class RemainingCost(CostModel):

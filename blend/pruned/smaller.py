@@ -53,7 +53,7 @@ def prune_to_folder(request: Request, folder: Path) -> PruningRecord:
     unfinished = Unfinished(folder)
     with interruptible(unfinished):
         chosen = choose(request)
-        steps = Steps(chosen, request, lambda title, network, keep: stage(title, chosen, network, keep))
+        steps = Steps(chosen, request)
         with unfinished.held(steps.identity(), wanted=steps.resumable):
             record = _written(steps, steps.run(unfinished), folder)
             unfinished.remove()
@@ -62,10 +62,10 @@ def prune_to_folder(request: Request, folder: Path) -> PruningRecord:
 
 def _written(steps: Steps, made: Position, folder: Path) -> PruningRecord:
     """Saves what was made."""
-    chosen, network, stages = steps.chosen, made.network, list(made.stages)
+    chosen, network = steps.chosen, made.now.network
     with new_folder(folder) as draft:
-        size = write_weights(network, chosen.graph.fingerprint, draft / WEIGHTS)
-        stages[-1] = {**stages[-1], "bytes": size}
+        stages = [stage(one.title, chosen, one.network, one.keep) for one in made.shown]
+        stages[-1]["bytes"] = write_weights(network, chosen.graph.fingerprint, draft / WEIGHTS)
         record = _record(steps, made, stages)
         (draft / RECORD).write_text(record.model_dump_json(indent=1) + "\n")
         _check_written(draft, chosen, network)
@@ -76,9 +76,9 @@ def _written(steps: Steps, made: Position, folder: Path) -> PruningRecord:
 
 
 def _record(steps: Steps, made: Position, stages: list[dict[str, Any]]) -> PruningRecord:
-    chosen, request, keep = steps.chosen, steps.request, made.keep
+    chosen, request, keep = steps.chosen, steps.request, made.now.keep
     config, graph = chosen.config, chosen.graph
-    added = [name for name in made.network.state_dict() if name not in graph.shapes]
+    added = [name for name in made.now.network.state_dict() if name not in graph.shapes]
     return PruningRecord(
         groups=removed_channels(graph, keep),
         cuts=cuts(graph, keep),
