@@ -186,17 +186,25 @@ class BlendedCriterion(_Strict):
         Raises:
             InputError: If there is none, because the scores were searched channel by channel.
         """
+        self.check_formula()
+        formula = {
+            group.name: GroupFormula(tuple((c.criterion, c.factor) for c in group.candidates), group.offset)
+            for group in self.groups
+        }
+        return Blender(table, self.normalisation).scores(formula)
+
+    def check_formula(self) -> None:
+        """Refuses a file whose scores were searched channel by channel, so that no criterion speaks.
+
+        Raises:
+            InputError: Naming the first such group.
+        """
         for group in self.groups:
             if not group.candidates:
                 raise InputError(
                     f"scores must be frozen: those of group '{group.name}' were searched channel by channel, so there "
                     "is no formula to apply to fresh ones"
                 )
-        formula = {
-            group.name: GroupFormula(tuple((c.criterion, c.factor) for c in group.candidates), group.offset)
-            for group in self.groups
-        }
-        return Blender(table, self.normalisation).scores(formula)
 
     def keep_mask(self, graph: ChannelGraph, reduction: float | None = None) -> Keep:
         """Which channels stay at a reduction (the searched one by default), by the frozen scores."""

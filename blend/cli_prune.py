@@ -13,6 +13,7 @@ from blend.cli_options import BatchSize, Ignore, Json, Options, RecalibrationIma
 if TYPE_CHECKING:
     from blend.pruned.saved import PruningRecord
 
+FINE_TUNING, ITERATIVE = "Fine-tuning", "Iterative pruning"
 commands = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]})
 
 
@@ -59,6 +60,53 @@ def prune(
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Also write network.onnx, checked by running it (needs the extra onnx).")
     ] = False,
+    finetune: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EPOCHS",
+            rich_help_panel=FINE_TUNING,
+            help="Train what is left for so many epochs, on the data in the task's finetune; task: as many as it says. "
+            "The epoch that does best on held-out data is kept, the network before the first one included.",
+        ),
+    ] = None,
+    learning_rate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RATE",
+            rich_help_panel=FINE_TUNING,
+            help="Of SGD; falls to 0 along half a cosine. By default the task's.",
+        ),
+    ] = None,
+    distill: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE",
+            rich_help_panel=FINE_TUNING,
+            help="Share of the loss that the unpruned network's outputs have, the labels having the rest: 0.7 by "
+            "default, 0 for labels alone.",
+        ),
+    ] = None,
+    temperature: Annotated[
+        str | None,
+        typer.Option(metavar="T", rich_help_panel=FINE_TUNING, help="Of distillation: 4 by default."),
+    ] = None,
+    iterative: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K",
+            rich_help_panel=ITERATIVE,
+            help="Prune in K steps, scored anew before each and fine-tuned after each, with --finetune: the epochs are "
+            "divided among the steps. A criterion file's formula is applied to fresh scores.",
+        ),
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=ITERATIVE,
+            help="linear: every step takes the same share of the cost. cubic: the first ones take most. By default "
+            "linear.",
+        ),
+    ] = None,
     ignore: Ignore = [],  # noqa: B006
     option: Options = [],  # noqa: B006
     recalibration_images: RecalibrationImages = "256",
@@ -69,17 +117,23 @@ def prune(
     """Save a physically smaller network, pruned by a criterion file or by a single criterion.
 
     DIR gets the tensors as safetensors and the pruning as JSON; blend.load_pruned(DIR, MyNetwork) makes the original
-    class into it. Consumers are corrected if asked (--compensate), BatchNorm is recalibrated; before and after are
-    shown with their results on held-out data.
+    class into it. Consumers are corrected if asked (--compensate), BatchNorm is recalibrated, and the network is
+    trained on if asked (--finetune); before and after are shown with their results on held-out data. Fine-tuning and
+    steps are saved on the way: whatever stops them, the same command goes on.
     """
     from blend.config import parse_options
     from blend.pruned.choice import Request
+    from blend.pruned.plan import plan
     from blend.pruned.smaller import prune_to_folder
 
     request = Request(
         criterion, task, parse_options(option), reduction=reduction, cost=cost, allocation=allocation, floor=floor,
         min_channels=min_channels, round_to=round_to, ignore=tuple(ignore), recalibration_images=recalibration_images,
         batch_size=batch_size, seed=seed, compensate=compensate, onnx=onnx,
+        plan=plan(
+            finetune=finetune, learning_rate=learning_rate, distill=distill, temperature=temperature,
+            iterative=iterative, schedule=schedule,
+        ),
     )  # fmt: skip
     record = prune_to_folder(request, out)
     _print_stages(record)
@@ -89,7 +143,7 @@ def prune(
 
 
 def _summary(record: PruningRecord) -> dict[str, Any]:
-    return record.model_dump(mode="json", include={"criterion", "pruning", "stages", "groups", "task"})
+    return record.model_dump(mode="json", include={"criterion", "pruning", "stages", "finetuning", "groups", "task"})
 
 
 def _print_stages(record: PruningRecord) -> None:

@@ -186,6 +186,18 @@ def loaded_task(config: SearchConfig) -> tuple[Task, Splits]:
     return task, check_task(task, config.calibration_loss)
 
 
+def scored(task: Task, splits: Splits, graph: ChannelGraph, config: SearchConfig) -> ScoreTable:
+    """The scores of a network's channels by every criterion of a configuration.
+
+    Raises:
+        InputError: A criterion is unknown, does not apply, or must not read labels and does.
+    """
+    with _criterion_errors():
+        criteria = [CRITERIA.get(name) for name in config.criteria]
+        _check_labels(criteria, config)
+        return _score(task, splits, graph, criteria, config)
+
+
 def checked_graph(task: Task, ignore: Sequence[str]) -> ChannelGraph:
     """A task's channel graph, proved to be right; says what is left alone.
 

@@ -69,7 +69,8 @@ class FineTuning:
     """How a pruned network may be trained further.
 
     Attributes:
-        train: the data, in any form that a split may have.
+        train: the data, in any form that a split may have; what is not in memory is not brought there. They must have
+            nothing in common with the held-out and the test split; that calibration data are among them is usual.
         epochs: passes over them.
         learning_rate: of SGD.
         batch_size: examples a step.

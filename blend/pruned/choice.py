@@ -17,6 +17,7 @@ from blend.errors import InputError, nearest
 from blend.identity import weight_hash
 from blend.problem import checked_graph, ignored_groups, loaded_task, prepare
 from blend.progress import say
+from blend.pruned.plan import ONE_STEP, Plan
 from blend.pruned.rounding import rounded_keep_mask
 from blend.task import Splits, Task
 from criteria.graph import ChannelGraph, Keep
@@ -42,6 +43,7 @@ class Request:
         seed: Of a criterion that draws at random, and of the task.
         compensate: How consumers are corrected, one of `blend.compensation.GRADES`.
         onnx: Whether to write the network as ONNX, too.
+        plan: In how many steps, and how the network is trained on.
     """
 
     criterion: str
@@ -59,6 +61,7 @@ class Request:
     seed: str = "0"
     compensate: str | None = None
     onnx: bool = False
+    plan: Plan = ONE_STEP
 
     def grade(self, otherwise: Grade = "none") -> Grade:
         """How consumers are corrected, if nothing was asked for otherwise."""
@@ -148,17 +151,29 @@ def chosen_keep(chosen: Chosen, request: Request) -> Keep:
     Raises:
         InputError: The reduction cannot be reached.
     """
-    config, graph = chosen.config, chosen.graph
+    cost, floor = CostModel(chosen.graph, chosen.config.cost), lowest(chosen, request)
+    return keep_at(chosen.config.reduction, chosen, request, cost, floor)
+
+
+def lowest(chosen: Chosen, request: Request) -> dict[str, int]:
+    """The channels that stay in each group whatever their scores."""
+    counts = floors(chosen.graph, chosen.config.floor)
+    return {group.name: min(group.size, max(counts[group.name], request.min_channels)) for group in chosen.graph.groups}
+
+
+def keep_at(
+    reduction: float, chosen: Chosen, request: Request, cost: CostModel, floor: Mapping[str, int]
+) -> Keep:
+    """The channels that stay at a reduction, by some cost, with some floors.
+
+    Raises:
+        InputError: The reduction cannot be reached.
+    """
     if not chosen.scores:
         raise InputError("ignore must leave something to prune; all groups are ignored")
-    floor = {
-        name: min(group.size, max(count, request.min_channels))
-        for group, (name, count) in zip(graph.groups, floors(graph, config.floor).items(), strict=True)
-    }
-    cost = CostModel(graph, config.cost)
     if request.round_to == 1:
-        return keep_mask(graph, chosen.scores, config.reduction, cost, floor)
-    return rounded_keep_mask(graph, chosen.scores, config.reduction, cost, floor, request.round_to)
+        return keep_mask(chosen.graph, chosen.scores, reduction, cost, floor)
+    return rounded_keep_mask(chosen.graph, chosen.scores, reduction, cost, floor, request.round_to)
 
 
 def _config(request: Request, allocation: str, file: BlendedCriterion | None = None) -> SearchConfig:

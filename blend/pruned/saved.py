@@ -64,6 +64,7 @@ class PruningRecord(_Strict):
         criterion: By which the channels were chosen.
         pruning: What was asked for and what was reached.
         stages: Costs, size and held-out results, unpruned first, the saved network last.
+        finetuning: How it was trained on, and what came out after every epoch of every step.
         task: What it was pruned for.
         versions: Of the libraries.
     """
@@ -76,6 +77,7 @@ class PruningRecord(_Strict):
     criterion: dict[str, Any]
     pruning: dict[str, Any]
     stages: tuple[dict[str, Any], ...]
+    finetuning: dict[str, Any] | None = None
     task: dict[str, Any]
     versions: dict[str, str]
 

@@ -6,20 +6,17 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from blend.blended import library_versions
 from blend.budget import CostModel
-from blend.compensation import Corrected, absorbed_means, compensation
-from blend.consumer_inputs import compensation_images
 from blend.errors import BlendError
 from blend.identity import NetworkIdentity, weight_hash
-from blend.inference import InferenceNetwork, portions
 from blend.progress import say
-from blend.pruned.choice import Chosen, Request, choose, chosen_keep
+from blend.pruned.choice import Chosen, Request, choose
+from blend.pruned.iterative import Position, Steps, training_record
 from blend.pruned.onnx_export import ONNX, check_onnx, export_onnx
 from blend.pruned.saved import (
     RECORD,
@@ -33,12 +30,10 @@ from blend.pruned.saved import (
     removed_channels,
     write_weights,
 )
-from blend.pruning import TOLERANCES, PrunedNetwork, single_thread
-from blend.sequential import sequential
-from blend.task import Split, Task
+from blend.pruned.step import EXAMPLES, heldout
+from blend.pruned.unfinished import Unfinished, interruptible
+from blend.pruning import TOLERANCES, single_thread
 from criteria.graph import Keep
-
-EXAMPLES = 8  # on which what was written is held against what was meant
 
 
 def prune_to_folder(request: Request, folder: Path) -> PruningRecord:
@@ -55,32 +50,35 @@ def prune_to_folder(request: Request, folder: Path) -> PruningRecord:
     check_free_folder(folder)
     if request.onnx:
         check_onnx()
-    chosen = choose(request)
-    keep = chosen_keep(chosen, request)
+    unfinished = Unfinished(folder)
+    with interruptible(unfinished):
+        chosen = choose(request)
+        steps = Steps(chosen, request)
+        with unfinished.held(steps.identity(), wanted=steps.resumable):
+            record = _written(steps, steps.run(unfinished), folder)
+            unfinished.remove()
+    return record
+
+
+def _written(steps: Steps, made: Position, folder: Path) -> PruningRecord:
+    """Saves what was made."""
+    chosen, network = steps.chosen, made.now.network
     with new_folder(folder) as draft:
-        stages = [stage("unpruned", chosen, chosen.task.model, np.ones_like(keep))]
-        network = recalibrated(chosen, keep)
-        stages.append(stage("pruned", chosen, network, keep))
-        corrected = Corrected({})
-        if chosen.compensate != "none":
-            corrected = compensated(chosen, keep)
-            network = recalibrated(chosen, keep, corrected)
-            stages.append(stage("compensated", chosen, network, keep))
+        stages = [stage(one.title, chosen, one.network, one.keep) for one in made.shown]
         stages[-1]["bytes"] = write_weights(network, chosen.graph.fingerprint, draft / WEIGHTS)
-        record = _record(chosen, request, keep, corrected, stages)
+        record = _record(steps, made, stages)
         (draft / RECORD).write_text(record.model_dump_json(indent=1) + "\n")
         _check_written(draft, chosen, network)
-        if request.onnx:
+        if steps.request.onnx:
             difference = export_onnx(network, chosen.splits.heldout.inputs[:EXAMPLES], draft / ONNX)
             say(f"{ONNX} differs from PyTorch by at most {difference:.1e}")
     return record
 
 
-def _record(
-    chosen: Chosen, request: Request, keep: Keep, corrected: Corrected, stages: list[dict[str, Any]]
-) -> PruningRecord:
+def _record(steps: Steps, made: Position, stages: list[dict[str, Any]]) -> PruningRecord:
+    chosen, request, keep = steps.chosen, steps.request, made.now.keep
     config, graph = chosen.config, chosen.graph
-    added = [name for name in corrected.tensors if name not in graph.shapes]
+    added = [name for name in made.now.network.state_dict() if name not in graph.shapes]
     return PruningRecord(
         groups=removed_channels(graph, keep),
         cuts=cuts(graph, keep),
@@ -92,46 +90,13 @@ def _record(
             "cost": config.cost, "allocation": config.allocation, "floor": config.floor,
             "min_channels": request.min_channels, "round_to": request.round_to, "ignore": list(request.ignore),
             "recalibration_images": config.recalibration_images, "compensate": chosen.compensate,
+            "iterative": request.plan.steps, "schedule": request.plan.schedule,
         },
+        finetuning=training_record(steps, made.courses),
         stages=tuple(stages),
         task={"name": chosen.task.name, "options": config.options, "seed": config.seed},
         versions=library_versions(),
     )  # fmt: skip
-
-
-def compensated(chosen: Chosen, keep: Keep) -> Corrected:
-    """The consumers' corrected tensors; says what could not be corrected as asked."""
-    config, model, graph = chosen.config, chosen.task.model, chosen.graph
-    batches = portions(
-        compensation_images(chosen.splits.calibration.inputs, config.recalibration_images), config.batch_size
-    )
-    absorbed = absorbed_means(graph) if config.recalibration_images else frozenset()
-    with single_thread(), torch.no_grad():
-        if chosen.compensate == "sequential":
-            corrected, notes = sequential(
-                model, graph, keep, batches, absorbed, recalibrated=config.recalibration_images > 0
-            )
-        else:
-            correct, notes = compensation(model, graph, batches, chosen.compensate, absorbed=absorbed)
-            corrected = correct(keep)
-    for note in notes:
-        say(f"note: {note}")
-    for name in corrected.singular:
-        say(f"note: what is left for '{name}' to read determines no unique correction; the smallest one was taken")
-    return corrected
-
-
-def recalibrated(chosen: Chosen, keep: Keep, corrected: Corrected | None = None) -> nn.Module:
-    """The pruned network, its BatchNorms with the statistics of all recalibration images taken as one batch."""
-    config, model = chosen.config, chosen.task.model
-    tensors = {} if corrected is None else corrected.tensors
-    images = chosen.splits.calibration.inputs[: config.recalibration_images]
-    with single_thread(), torch.no_grad():
-        judged = InferenceNetwork(model, chosen.graph, chosen.splits.calibration.inputs[:EXAMPLES])
-        judged.prune(keep, portions(images, config.batch_size), tensors)
-        network = PrunedNetwork(model, chosen.graph).extract(keep, tensors)
-        network.load_state_dict(judged.statistics(), strict=False)
-    return network
 
 
 def stage(title: str, chosen: Chosen, network: nn.Module, keep: Keep) -> dict[str, Any]:
@@ -145,21 +110,6 @@ def stage(title: str, chosen: Chosen, network: nn.Module, keep: Keep) -> dict[st
         "heldout_loss": loss,
         "heldout_metric": metric,
     }
-
-
-def heldout(network: nn.Module, task: Task, split: Split, batch_size: int) -> tuple[float, float]:
-    """Mean loss and metric of a network on a split."""
-    losses, values = 0.0, 0.0
-    training = {module: module.training for module in network.modules()}
-    with single_thread(), torch.no_grad():
-        network.eval()
-        for inputs, targets in split.batches(batch_size):
-            outputs = network(inputs)
-            losses += float(task.loss(outputs, targets)) * len(inputs)
-            values += float(task.metric(outputs, targets).double().sum())
-    for module, mode in training.items():
-        module.training = mode
-    return losses / len(split), values / len(split)
 
 
 def _check_written(folder: Path, chosen: Chosen, network: nn.Module) -> None:

@@ -115,12 +115,7 @@ def _concatenated(data: Any, name: str, labelled: bool) -> tuple[Tensor, Tensor]
             raise InputError(f"the {name} split failed while it was read: {described(error)}") from error
     batches = batches if labelled else [_unlabelled(batch) for batch in batches]
     for index, batch in enumerate(batches):
-        is_pair = isinstance(batch, (tuple, list)) and len(batch) == 2
-        if not (is_pair and all(isinstance(part, Tensor) for part in batch)):
-            got = f"({', '.join(type(part).__name__ for part in batch)})" if is_pair else type(batch).__name__
-            raise InputError(
-                f"the {name} split must give pairs (inputs, targets) of tensors, got {got} as batch {index}"
-            )
+        check_pair(batch, index, name)
     if not batches:
         raise InputError(f"the {name} split must have at least one example, got none")
     try:
@@ -130,6 +125,18 @@ def _concatenated(data: Any, name: str, labelled: bool) -> tuple[Tensor, Tensor]
             f"the batches of the {name} split must have equal shapes but for the first dimension: "
             f"{str(error).splitlines()[0]}"
         ) from error
+
+
+def check_pair(batch: Any, index: int, name: str) -> None:
+    """Refuse a batch that is not a pair of tensors.
+
+    Raises:
+        InputError: saying what it is.
+    """
+    is_pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+    if not (is_pair and all(isinstance(part, Tensor) for part in batch)):
+        got = f"({', '.join(type(part).__name__ for part in batch)})" if is_pair else type(batch).__name__
+        raise InputError(f"the {name} split must give pairs (inputs, targets) of tensors, got {got} as batch {index}")
 
 
 def check_disjoint(a: Split, b: Split) -> None:
@@ -144,11 +151,21 @@ def check_disjoint(a: Split, b: Split) -> None:
         raise InputError(f"the {a.name} and {b.name} splits must be disjoint, got inputs in the same memory")
     small, large = sorted((a, b), key=len)
     labelled = a.labelled and b.labelled
-    known = set(_hashes(large, labelled))
-    common = sum(example in known for example in _hashes(small, labelled))
-    found = f"{common} of the {len(small)} {small.name} examples are also in the {large.name} split"
-    if common > 0.01 * len(small):
-        raise InputError(f"the {a.name} and {b.name} splits must be disjoint, but {found}")
+    known = set(example_hashes(large, labelled))
+    common = sum(example in known for example in example_hashes(small, labelled))
+    check_common(common, (a.name, len(a)), (b.name, len(b)))
+
+
+def check_common(common: int, a: tuple[str, int], b: tuple[str, int]) -> None:
+    """Refuse two splits, each a name and a size, with too many examples in common; say so when there are few.
+
+    Raises:
+        InputError: more than 1 % of the smaller one's examples are.
+    """
+    (small, size), (large, _) = sorted((a, b), key=lambda split: split[1])
+    found = f"{common} of the {size} {small} examples are also in the {large} split"
+    if common > 0.01 * size:
+        raise InputError(f"the {a[0]} and {b[0]} splits must be disjoint, but {found}")
     if common:
         say(f"note: {found}")
 
@@ -177,7 +194,7 @@ def _bytes_by_example(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return array
 
 
-def _hashes(split: Split, labelled: bool) -> list[bytes]:
+def example_hashes(split: Split, labelled: bool = True) -> list[bytes]:
     """Return one digest for each example, of its inputs and, if asked, of its target."""
     examples = (example.tobytes() for example in _bytes_by_example(split.inputs))
     targets = _bytes_by_example(split.targets) if labelled else repeat(np.empty(0, dtype=np.uint8), len(split))

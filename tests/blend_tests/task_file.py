@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from blend import Task
+from blend.task import FineTuning
 
 
 class SmallNetwork(nn.Module):
@@ -36,3 +37,10 @@ def small(seed: int = 0, steps: int = 30):
         optimiser.step()
     splits = [(inputs[i : i + 160], targets[i : i + 160]) for i in (0, 160, 320)]
     return Task(model.eval(), inputs[:2], calibration=splits[0], heldout=splits[1], test=splits[2])
+
+
+def tunable(seed: int = 0):
+    """The same, to be trained on."""
+    task = small(seed)
+    task.finetune = FineTuning(task.calibration, epochs=2, learning_rate=0.05, batch_size=32)
+    return task

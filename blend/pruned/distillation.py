@@ -1,0 +1,61 @@
+"""Distillation: how far a pruned network is from saying what the unpruned one says."""
+
+from __future__ import annotations
+
+import copy
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from blend.progress import say
+from blend.pruned.training_data import InMemory, TrainingData
+
+
+def is_logits(outputs: Tensor, targets: Tensor) -> bool:
+    """Whether outputs are (n, classes), as far as their shape and class indices for targets can tell."""
+    return outputs.ndim == 2 and outputs.shape[1] > 1 and targets.ndim == 1 and not targets.is_floating_point()
+
+
+class Teacher:
+    """What the unpruned network says of a batch, and how far another one is from saying the same.
+
+    Of examples that are the same in every epoch it is remembered, as long as that takes less memory than they do.
+
+    Args:
+        network: The unpruned network; a copy of it runs.
+        temperature: By which logits are divided.
+        batch_size: Examples per forward pass of those that are remembered.
+    """
+
+    def __init__(self, network: nn.Module, temperature: float, batch_size: int) -> None:
+        self.network = copy.deepcopy(network).eval()
+        self.temperature, self.batch_size = temperature, batch_size
+        self._known: Tensor | None = None
+        self._noted = False
+
+    def outputs(self, inputs: Tensor, rows: Tensor | None, data: TrainingData) -> Tensor:
+        """The teacher's outputs for a batch."""
+        with torch.no_grad():
+            if rows is None or not isinstance(data, InMemory):
+                return cast("Tensor", self.network(inputs))
+            if self._known is None:
+                one = self.network(inputs[:1])
+                if one.nbytes * len(inputs) > inputs.nbytes:
+                    return cast("Tensor", self.network(inputs))
+                self._known = torch.cat([self.network(part) for part, _ in data.split.batches(self.batch_size)])
+            return self._known[rows]
+
+    def distance(self, outputs: Tensor, wanted: Tensor, targets: Tensor) -> Tensor:
+        """Of the outputs from the teacher's: a divergence for class logits, else the mean squared error."""
+        if not is_logits(outputs, targets):
+            self._note(outputs)
+            return F.mse_loss(outputs, wanted)
+        student, teacher = (F.log_softmax(logits / self.temperature, 1) for logits in (outputs, wanted))
+        return self.temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+    def _note(self, outputs: Tensor) -> None:
+        if not self._noted:
+            say(f"note: outputs of shape {tuple(outputs.shape)} are not class logits: distilled by mean squared error")
+        self._noted = True

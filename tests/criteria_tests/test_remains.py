@@ -1,0 +1,80 @@
+"""The graph of what is left of a network is the graph that tracing it again would find."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from blend.pruning import PrunedNetwork
+from blend.tasks.networks import build_network
+from criteria.graph import ChannelGraph
+from criteria.remains import remaining_graph
+
+
+def pruned(network, inputs, seed=0):
+    graph = ChannelGraph.build(network, inputs)
+    keep, rng = np.ones(len(graph), dtype=bool), np.random.default_rng(seed)
+    for group, part in graph.split(keep):
+        part[rng.permutation(group.size)[: group.size // 3]] = False
+    return graph, keep, PrunedNetwork(network, graph).extract(keep)
+
+
+def same(one, other):
+    assert one.fingerprint == other.fingerprint
+    assert one.shapes == other.shapes
+    assert one.positions == other.positions
+    assert one.parameters == other.parameters
+    for mine, theirs in zip(one.groups, other.groups, strict=True):
+        assert (mine.name, mine.size) == (theirs.name, theirs.size)
+        for side in ("producers", "consumers"):
+            for a, b in zip(getattr(mine, side), getattr(theirs, side), strict=True):
+                assert (a.layer, a.norm, a.channels.tolist()) == (b.layer, b.norm, b.channels.tolist())
+
+
+@pytest.mark.parametrize("name", ["resnet20", "mobilenetv2"])
+def test_it_is_what_tracing_finds(name):
+    network = build_network(name, in_channels=3, classes=10, width=8 if name == "resnet20" else None, stem_stride=1)
+    inputs = torch.randn(2, 3, 16, 16)
+    graph, keep, smaller = pruned(network.eval(), inputs)
+    same(remaining_graph(graph, keep, smaller), ChannelGraph.build(smaller, inputs))
+
+
+class Various(nn.Module):
+    """Grouped and transposed convolutions, a GroupNorm, and a flattened map."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Conv2d(3, 12, 3, padding=1, bias=False)
+        self.two = nn.Conv2d(12, 12, 3, padding=1, groups=2, bias=False)
+        self.norm = nn.GroupNorm(6, 12)
+        self.three = nn.ConvTranspose2d(12, 9, 2, stride=2, bias=False)
+        self.head = nn.Linear(9 * 64, 5, bias=False)
+
+    def forward(self, x):
+        return self.head(self.three(self.norm(self.two(self.one(x).relu())).relu()).flatten(1))
+
+
+def test_added_biases_go_with_the_outputs_of_their_layers():
+    network, inputs = Various().eval(), torch.randn(2, 3, 4, 4)
+    graph, keep, smaller = pruned(network, inputs)
+    for layer in (smaller.one, smaller.two, smaller.three):
+        outputs = layer.out_channels
+        layer.bias = nn.Parameter(torch.arange(float(outputs)))
+    smaller.head.bias = nn.Parameter(torch.zeros(5))
+    remaining = remaining_graph(graph, keep, smaller)
+    same(remaining, ChannelGraph.build(smaller, inputs))
+    half = np.arange(len(remaining)) % 2 == 0
+    network = PrunedNetwork(smaller, remaining)
+    torch.testing.assert_close(network.prune(half)(inputs), network.mask(half)(inputs))
+
+
+def test_a_group_of_one_channel_stays_a_group():
+    network = build_network("resnet20", in_channels=1, classes=4, width=4, stem_stride=1).eval()
+    graph = ChannelGraph.build(network, torch.randn(2, 1, 8, 8))
+    keep = np.zeros(len(graph), dtype=bool)
+    keep[[where.start for where in graph.slices.values()]] = True
+    remaining = remaining_graph(graph, keep, PrunedNetwork(network, graph).extract(keep))
+    assert [group.size for group in remaining.groups] == [1] * len(graph.groups)
+    keep[graph.slices[graph.groups[0].name]] = False
+    with pytest.raises(ValueError, match=f"got none of '{graph.groups[0].name}'"):
+        remaining_graph(graph, keep, network)
