@@ -26,7 +26,7 @@ from blend.errors import BlendError, InputError, described
 from blend.progress import Progress, progress
 from blend.pruned.distillation import Teacher
 from blend.pruned.saved import plain_tensors
-from blend.pruned.step import heldout as judged
+from blend.pruned.step import judged
 from blend.pruned.training_data import InMemory, Streamed, TrainingData, seeded, training_data
 from blend.pruning import single_thread
 from blend.task import FineTuning, Split, Task

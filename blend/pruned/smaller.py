@@ -30,7 +30,7 @@ from blend.pruned.saved import (
     removed_channels,
     write_weights,
 )
-from blend.pruned.step import EXAMPLES, heldout
+from blend.pruned.step import EXAMPLES, judged
 from blend.pruned.unfinished import Unfinished, interruptible
 from blend.pruning import TOLERANCES, single_thread
 from criteria.graph import Keep
@@ -101,7 +101,7 @@ def _record(steps: Steps, made: Position, stages: list[dict[str, Any]]) -> Pruni
 
 def stage(title: str, chosen: Chosen, network: nn.Module, keep: Keep) -> dict[str, Any]:
     """Costs and held-out results of one of the networks on the way."""
-    loss, metric = heldout(network, chosen.task, chosen.splits.heldout, chosen.config.batch_size)
+    loss, metric = judged(network, chosen.task, chosen.splits.heldout, chosen.config.batch_size)
     return {
         "stage": title,
         "macs": CostModel(chosen.graph)(keep),

@@ -57,7 +57,7 @@ def recalibrated(chosen: Chosen, keep: Keep, corrected: Corrected | None = None)
     return network
 
 
-def heldout(network: nn.Module, task: Task, split: Split, batch_size: int) -> tuple[float, float]:
+def judged(network: nn.Module, task: Task, split: Split, batch_size: int) -> tuple[float, float]:
     """Mean loss and metric of a network on a split."""
     losses, values = 0.0, 0.0
     training = {module: module.training for module in network.modules()}

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from blend import recalibrate
 from blend.errors import BlendError, InputError
 from blend.identity import weight_hash
 from blend.pruned.distillation import Teacher
 from blend.pruned.finetuning import Recipe, best_epoch, finetuned
+from blend.pruned.training_data import InMemory
 from blend.pruning import PrunedNetwork
 from blend.task import FineTuning, Split, check_task
 from criteria.graph import ChannelGraph
@@ -125,6 +127,31 @@ def test_going_on_is_the_same_as_never_stopping(pruned, epoch):
     resumed, its_course = tuned(pruned, checkpoint=Memory(memory.saved[epoch - 1]))
     assert its_course == course
     assert weight_hash(resumed) == weight_hash(whole)
+
+
+def test_what_is_streamed_trains_and_goes_on_alike(pruned):
+    train = DataLoader(TensorDataset(*pruned[0].calibration), batch_size=32, shuffle=True)
+    memory = Memory()
+    whole, course = tuned(pruned, train=train, checkpoint=memory)
+    assert course[best_epoch(course)]["heldout_metric"] > course[0]["heldout_metric"] + 0.1
+    resumed, _ = tuned(pruned, train=train, checkpoint=Memory(memory.saved[0]))
+    assert weight_hash(resumed) == weight_hash(whole)
+
+
+def test_what_the_teacher_says_is_remembered_where_examples_stay(pruned):
+    task, _, _ = pruned
+    inputs, targets = task.calibration
+    data, teacher = InMemory(Split(inputs, targets, "training"), 32), Teacher(task.model, 4.0, 32)
+    calls = []
+    teacher.network.register_forward_hook(lambda *_: calls.append(1))
+    rows = torch.tensor([5, 2, 77])
+    for _ in range(2):
+        outputs = teacher.outputs(inputs[rows], rows, data)
+        assert len(calls) == 1 + 5  # one to see how much there is to remember, and five batches
+    with torch.no_grad():
+        torch.testing.assert_close(outputs, task.model(inputs[rows]))
+    teacher.outputs(inputs[rows] + 1, None, data)
+    assert len(calls) == 7
 
 
 def test_divergence_names_the_learning_rate(pruned):
