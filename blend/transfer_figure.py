@@ -9,7 +9,7 @@ from blend.errors import InputError
 from blend.transfer_text import KINDS
 
 SUFFIXES = (".png", ".svg", ".pdf")
-_STYLES = {"frozen": ("#1b7837", "o-"), "recomputed": ("#4575b4", "s-"), "uniform_blend": ("#999999", "^--")}
+_STYLES = {"frozen": ("#1b7837", "o-", 8), "recomputed": ("#4575b4", "s-", 4), "uniform_blend": ("#999999", "^--", 4)}
 _PLAIN: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "blend", "pdf.fonttype": 42}
 _ACROSS = 3  # panels in a row
 
@@ -40,6 +40,7 @@ def draw_transfer(report: dict[str, Any], path: Path) -> None:
         for axes in panels:
             axes.set_visible(False)
         figure.axes[0].legend(frameon=False, fontsize=8)
+        figure.axes[0].set_ylabel("points")
         figure.suptitle(f"{report['file']}: points over the strongest single on test data (95 %)", fontsize=10)
         try:
             figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
@@ -48,7 +49,7 @@ def draw_transfer(report: dict[str, Any], path: Path) -> None:
 
 
 def _draw_task(axes: Any, task: dict[str, Any], cost: str) -> None:
-    for kind, (colour, style) in _STYLES.items():
+    for kind, (colour, style, size) in _STYLES.items():  # where two lines are one, both can be seen
         points = [(r["reduction"], r[kind]["margin"]) for r in task["results"] if "margin" in r[kind]]
         points.sort(key=lambda point: point[0])
         middle = [100 * margin["test"] for _, margin in points]
@@ -56,9 +57,9 @@ def _draw_task(axes: Any, task: dict[str, Any], cost: str) -> None:
         above = [100 * margin["test_ci95"][1] - m for m, (_, margin) in zip(middle, points, strict=True)]
         axes.errorbar(
             [reduction for reduction, _ in points], middle, yerr=(below, above), fmt=style, color=colour, capsize=3,
-            markersize=4, linewidth=1.2, label=KINDS[kind],
+            markersize=size, linewidth=1.2, label=KINDS[kind],
         )  # fmt: skip
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set(xlabel=f"share of {cost} removed", ylabel="points")
+    axes.set(xlabel=f"share of {cost} removed")
     axes.set_title(f"{task['label']} ({task['network']})", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
