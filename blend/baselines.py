@@ -62,9 +62,13 @@ class Contest:
 
     def baselines(self) -> list[Baseline]:
         """Every single criterion and the uniform blend, under each allocation, and the mean of random masks."""
+        blends = [self.uniform_blend(how) for how in self.allocations]
+        return [*self.singles(), *blends, self.random_masks()]
+
+    def singles(self) -> list[Baseline]:
+        """Every single criterion under each allocation, as far as it can be compared with the others."""
         singles = [self.single(name, how) for how in self.allocations for name in self.table.criteria]
-        blends = [self._uniform_blend(how) for how in self.allocations]
-        return [*(single for single in singles if single is not None), *blends, self.random_masks()]
+        return [single for single in singles if single is not None]
 
     def single(self, criterion: str, allocation: str) -> Baseline | None:
         """None where the groups that a criterion cannot rank keep it from being compared with the others.
@@ -84,7 +88,8 @@ class Contest:
             return self._baseline(criterion, "single", allocation, self.transform(scores), factors, note)
         return self._baseline(criterion, "single", allocation, scores, factors, note)
 
-    def _uniform_blend(self, allocation: str) -> Baseline:
+    def uniform_blend(self, allocation: str) -> Baseline:
+        """All clusters speak with the same factor."""
         factors = self.encoding.uniform_factors()
         scores = {group: self.blender.blended(group, GroupFormula(normalised(part))) for group, part in factors.items()}
         return self._baseline("uniform-blend", "uniform_blend", allocation, scores, factors, "")

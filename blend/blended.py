@@ -183,10 +183,16 @@ class BlendedCriterion(_Strict):
 
         Corrections are left out: they are about single channels of the network that was searched on.
 
+        The network may have other widths: formulas are found by the groups' names.
+
         Raises:
-            InputError: If there is none, because the scores were searched channel by channel.
+            InputError: If there is none, because the scores were searched channel by channel; or the network has no
+                such groups, or a criterion cannot rank them.
         """
         self.check_formula()
+        for group in self.groups:
+            if group.name not in table.groups:
+                raise InputError(f"the network has no group '{group.name}', which the blend has a formula for")
         formula = {
             group.name: GroupFormula(tuple((c.criterion, c.factor) for c in group.candidates), group.offset)
             for group in self.groups

@@ -14,6 +14,7 @@ from blend import cli_options as options
 from blend.cli_criteria import commands as criteria_commands
 from blend.cli_options import CHEAP_CRITERIA, RUNS, names, print_json
 from blend.cli_prune import commands as prune_commands
+from blend.cli_transfer import commands as transfer_commands
 from blend.defaults import free_name
 from blend.errors import BlendError, InputError, Interrupted
 
@@ -206,6 +207,7 @@ def stop(run: options.RunArgument, runs_dir: options.RunsDir = RUNS) -> None:
 
 app.add_typer(criteria_commands)
 app.add_typer(prune_commands)
+app.add_typer(transfer_commands)
 
 
 @app.command(epilog="Example:  blend export first my-network.blend.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,14 +25,14 @@ _PLAIN: dict[Any, Any] = {
 }  # fmt: skip
 
 
-def check_figure(path: Path) -> None:
+def check_figure(path: Path, suffixes: Sequence[str] = SUFFIXES) -> None:
     """Refuses a file that could not be drawn to, before the work is done.
 
     Raises:
         InputError: Saying why.
     """
-    if path.suffix not in SUFFIXES:
-        raise InputError(f"figure must end in {', '.join(SUFFIXES)}, got '{path}'")
+    if path.suffix not in suffixes:
+        raise InputError(f"figure must end in {', '.join(suffixes)}, got '{path}'")
     if not path.parent.is_dir():
         raise InputError(f"figure must lie in an existing folder, got '{path}'")
 

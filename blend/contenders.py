@@ -30,11 +30,11 @@ def contenders(problem: Problem, archive: Archive) -> tuple[list[Contender], lis
     config = problem.config
     judged = {e.phenotype: e for e in archive.history("baseline")}
     whole = pack(np.ones(len(problem.graph), dtype=bool))
-    found = [_contender("unpruned", "unpruned", "", [judged[whole]])]
+    found = [contender("unpruned", "unpruned", "", [judged[whole]])]
     best, unpolished = winner(archive, config.reduction), best_of(archive, FINAL[SEARCH], config.reduction)
-    found += [_contender("blend", "blend", config.allocation, [best])]
+    found += [contender("blend", "blend", config.allocation, [best])]
     if best is not unpolished:
-        found += [_contender("blend-unpolished", "unpolished", config.allocation, [unpolished])]
+        found += [contender("blend-unpolished", "unpolished", config.allocation, [unpolished])]
     failed = []
     for baseline in problem.baselines:
         evaluations = [judged[pack(mask)] for mask in baseline.masks]
@@ -43,11 +43,11 @@ def contenders(problem: Problem, archive: Archive) -> tuple[list[Contender], lis
         if errors:
             failed.append({**about, "reason": errors[0]})
         else:
-            found.append(_contender(**about, evaluations=evaluations, note=baseline.note))
+            found.append(contender(**about, evaluations=evaluations, note=baseline.note))
     if config.random_search:
         about = {"name": "random-search", "kind": "random_search", "allocation": config.allocation}
         if reaching(archive.history(FINAL[CONTROL]), config.reduction):
-            found.append(_contender(**about, evaluations=[best_of(archive, FINAL[CONTROL], config.reduction)]))
+            found.append(contender(**about, evaluations=[best_of(archive, FINAL[CONTROL], config.reduction)]))
         else:
             failed.append({**about, "reason": f"no valid candidate of reduction {config.reduction:g}"})
     return found, failed
@@ -110,7 +110,11 @@ def warn_of_collapse(problem: Problem, archive: Archive) -> None:
 
 
 def values_on_test(
-    evaluate: TestEvaluation, phenotypes: Sequence[bytes], executor: Executor, check: Callable[[], None]
+    evaluate: TestEvaluation,
+    phenotypes: Sequence[bytes],
+    executor: Executor,
+    check: Callable[[], None] = lambda: None,
+    title: str = "test",
 ) -> dict[bytes, Examples | Failure]:
     """The metric's value for each test example, by phenotype.
 
@@ -119,9 +123,10 @@ def values_on_test(
         phenotypes: What to judge.
         executor: Where.
         check: Called between two of them; raises to stop.
+        title: What the bar is called.
     """
     values: dict[bytes, Examples | Failure] = {}
-    with progress("test", len(phenotypes)) as bar:
+    with progress(title, len(phenotypes)) as bar:
         for index, answer in executor.run(evaluate, phenotypes):
             values[phenotypes[index]] = _finite(answer)
             bar.advance(1)
@@ -168,7 +173,8 @@ def tested(
     return found, failed
 
 
-def _contender(name: str, kind: str, allocation: str, evaluations: Sequence[Evaluation], note: str = "") -> Contender:
+def contender(name: str, kind: str, allocation: str, evaluations: Sequence[Evaluation], note: str = "") -> Contender:
+    """Who is compared, with the held-out results: means, where there are several masks."""
     return {
         "name": name,
         "kind": kind,

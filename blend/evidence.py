@@ -33,22 +33,36 @@ def verdict(contenders: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
     blend = next(c for c in contenders if c["kind"] == "blend")
     baselines = [c for c in contenders if c["kind"] not in ("unpruned", "blend")]
     singles = [c for c in baselines if c["kind"] == "single"] or baselines  # all of them may have failed
-    chosen = max(singles, key=lambda c: c["heldout_metric"])
-    strongest = max(singles, key=lambda c: c["test_metric"])
-    low, high = paired_interval(blend["examples"] - strongest["examples"], seed)
     return {
         "unpruned": {key: unpruned[key] for key in ("heldout_metric", "test_metric", "cost")},
         "best": _plain(blend),
         "baselines": [_plain(c) for c in baselines],
-        "margin": {
-            "heldout": blend["heldout_metric"] - chosen["heldout_metric"],
-            "heldout_over": _title(chosen),
-            "test": blend["test_metric"] - strongest["test_metric"],
-            "test_over": _title(strongest),
-            "test_ci95": [low, high],
-        },
+        "margin": margin(blend, singles, seed),
         "achieved_reduction": blend["reduction"],
         **_polish(contenders, seed),
+    }
+
+
+def margin(blend: dict[str, Any], rivals: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
+    """By how much a contender is better than the strongest of its rivals on each of the two splits.
+
+    Args:
+        blend: As in :func:`verdict`, like the rivals.
+        rivals: At least one.
+        seed: For the bootstrap.
+
+    Returns:
+        ``heldout`` and ``test``, over whom (``heldout_over``, ``test_over``), and ``test_ci95``.
+    """
+    chosen = max(rivals, key=lambda c: c["heldout_metric"])
+    strongest = max(rivals, key=lambda c: c["test_metric"])
+    low, high = paired_interval(blend["examples"] - strongest["examples"], seed)
+    return {
+        "heldout": blend["heldout_metric"] - chosen["heldout_metric"],
+        "heldout_over": _title(chosen),
+        "test": blend["test_metric"] - strongest["test_metric"],
+        "test_over": _title(strongest),
+        "test_ci95": [low, high],
     }
 
 
