@@ -103,8 +103,8 @@ def prune(
         str | None,
         typer.Option(
             rich_help_panel=ITERATIVE,
-            help="linear: every step takes the same share of the cost. cubic: the first ones take most. By default "
-            "linear.",
+            help="cubic: the first steps take most. linear: every step takes the same share of the cost. By default "
+            "cubic.",
         ),
     ] = None,
     ignore: Ignore = [],  # noqa: B006

@@ -10,7 +10,7 @@ from blend.errors import InputError, nearest
 from blend.pruned.finetuning import Recipe
 from blend.task import Task
 
-SCHEDULES = ("linear", "cubic")
+SCHEDULES = ("cubic", "linear")
 OWN = "task"
 """In the place of a number of epochs: as many as the task says."""
 _N = TypeVar("_N", int, float)
@@ -37,12 +37,12 @@ class Plan:
 
     Attributes:
         steps: At least one.
-        schedule: ``linear``: each step takes as much as the others. ``cubic``: the first ones take most.
+        schedule: ``cubic``: the first steps take most. ``linear``: each takes as much as the others.
         training: None for no fine-tuning.
     """
 
     steps: int = 1
-    schedule: str = "linear"
+    schedule: str = "cubic"
     training: Training | None = None
 
     def reductions(self, final: float) -> list[float]:
@@ -106,13 +106,13 @@ def plan(
     if finetune is None:
         for name, value in numbers.items():
             raise InputError(f"{name} must be left out without --finetune, got {value:g}")
-        return Plan(steps, schedule or "linear")
+        return Plan(steps, schedule or SCHEDULES[0])
     epochs = None if finetune == OWN else _number("finetune", finetune, int, f", or '{OWN}' for the task's own")
     if epochs is not None and epochs < 1:
         raise InputError(f"finetune must be at least 1 epoch, or left out, got {epochs}")
     training = Training(epochs, **numbers)
     Recipe(**training.given)  # refuses what is out of range
-    return Plan(steps, schedule or "linear", training)
+    return Plan(steps, schedule or SCHEDULES[0], training)
 
 
 def _number(name: str, text: str, kind: Callable[[str], _N], otherwise: str = "") -> _N:

@@ -29,7 +29,7 @@ from ..task_file import SmallNetwork, tunable
 FILE = Path(__file__).parents[1] / "task_file.py"
 TASK, WITHOUT = f"{FILE}:tunable", f"{FILE}:small"
 TUNED = ["l1", TASK, "--compensate", "channel", "--finetune", "4"]
-STEPS = ["l1", TASK, "--compensate", "channel", "--finetune", "5", "--iterative", "2"]
+STEPS = ["l1", TASK, "--compensate", "channel", "--finetune", "5", "--iterative", "2", "--schedule", "linear"]
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from ..task_file import small, tunable
 
 
 def test_schedules_end_at_the_reduction():
-    assert Plan(4).reductions(0.8) == pytest.approx([0.2, 0.4, 0.6, 0.8])
-    assert Plan(4, "cubic").reductions(0.64) == pytest.approx([0.37, 0.56, 0.63, 0.64])
+    assert Plan(4, "linear").reductions(0.8) == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert Plan(4).reductions(0.64) == pytest.approx([0.37, 0.56, 0.63, 0.64])
     for final in (0.1, 0.3, 0.7):
-        assert Plan(7, "cubic").reductions(final)[-1] == Plan(7).reductions(final)[-1] == final
+        assert Plan(7).reductions(final)[-1] == Plan(7, "linear").reductions(final)[-1] == final
     assert Plan().reductions(0.5) == [0.5]
 
 
@@ -36,7 +36,7 @@ def test_options_as_they_are_typed():
     assert plan() == Plan()
     assert plan(finetune="task") == Plan(training=Training())
     training = {"finetune": "5", "learning_rate": "0.1", "distill": "0", "temperature": "2"}
-    assert plan(**training, iterative="3", schedule="cubic") == Plan(3, "cubic", Training(5, 0.1, 0.0, 2.0))
+    assert plan(**training, iterative="3", schedule="linear") == Plan(3, "linear", Training(5, 0.1, 0.0, 2.0))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_options_as_they_are_typed():
         ({"temperature": "3"}, "temperature must be left out without --finetune, got 3"),
         ({"iterative": "0"}, "iterative must be at least 1 step, got 0"),
         ({"iterative": "few"}, "iterative must be a whole number, got 'few'"),
-        ({"iterative": "2", "schedule": "cubed"}, "schedule must be one of linear, cubic, got 'cubed'; did you mean"),
+        ({"iterative": "2", "schedule": "cubed"}, "schedule must be one of cubic, linear, got 'cubed'; did you mean"),
         ({"schedule": "cubic"}, "schedule must be left out without --iterative, got 'cubic'"),
     ],
 )
