@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from blend.blended import library_versions
-from blend.budget import CostModel
 from blend.compensation import Corrected, absorbed_means, compensation
 from blend.consumer_inputs import compensation_images
 from blend.errors import BlendError
@@ -20,7 +18,7 @@ from blend.identity import NetworkIdentity, weight_hash
 from blend.inference import InferenceNetwork, portions
 from blend.progress import say
 from blend.pruned.choice import Chosen, Request, choose, chosen_keep
-from blend.pruned.onnx_export import ONNX, check_onnx, export_onnx
+from blend.pruned.exports import check_formats, export
 from blend.pruned.saved import (
     RECORD,
     WEIGHTS,
@@ -29,13 +27,12 @@ from blend.pruned.saved import (
     cuts,
     load_pruned,
     new_folder,
-    plain_tensors,
     removed_channels,
     write_weights,
 )
+from blend.pruned.stages import Stages, timing
 from blend.pruning import TOLERANCES, PrunedNetwork, single_thread
 from blend.sequential import sequential
-from blend.task import Split, Task
 from criteria.graph import Keep
 
 EXAMPLES = 8  # on which what was written is held against what was meant
@@ -53,26 +50,25 @@ def prune_to_folder(request: Request, folder: Path) -> PruningRecord:
         BlendError: It could not be written, or what was written is not what was meant.
     """
     check_free_folder(folder)
-    if request.onnx:
-        check_onnx()
+    check_formats(request.formats)
     chosen = choose(request)
     keep = chosen_keep(chosen, request)
     with new_folder(folder) as draft:
-        stages = [stage("unpruned", chosen, chosen.task.model, np.ones_like(keep))]
+        stages = Stages(chosen)
+        stages.add("unpruned", chosen.task.model, np.ones_like(keep))
         network = recalibrated(chosen, keep)
-        stages.append(stage("pruned", chosen, network, keep))
+        stages.add("pruned", network, keep)
         corrected = Corrected({})
         if chosen.compensate != "none":
             corrected = compensated(chosen, keep)
             network = recalibrated(chosen, keep, corrected)
-            stages.append(stage("compensated", chosen, network, keep))
-        stages[-1]["bytes"] = write_weights(network, chosen.graph.fingerprint, draft / WEIGHTS)
-        record = _record(chosen, request, keep, corrected, stages)
+            stages.add("compensated", network, keep)
+        stages.rows[-1]["bytes"] = write_weights(network, chosen.graph.fingerprint, draft / WEIGHTS)
+        stages.finish()
+        record = _record(chosen, request, keep, corrected, stages.rows)
         (draft / RECORD).write_text(record.model_dump_json(indent=1) + "\n")
         _check_written(draft, chosen, network)
-        if request.onnx:
-            difference = export_onnx(network, chosen.splits.heldout.inputs[:EXAMPLES], draft / ONNX)
-            say(f"{ONNX} differs from PyTorch by at most {difference:.1e}")
+        export(request.formats, network, chosen.splits.heldout.inputs[:EXAMPLES], draft)
     return record
 
 
@@ -88,10 +84,11 @@ def _record(
         network=NetworkIdentity(layout=graph.fingerprint, weights=weight_hash(chosen.task.model), shapes=graph.shapes),
         criterion=chosen.criterion,
         pruning={
-            "reduction": config.reduction, "achieved": CostModel(graph, config.cost).reduction(keep),
-            "cost": config.cost, "allocation": config.allocation, "floor": config.floor,
+            "reduction": config.reduction, "achieved": chosen.cost.reduction(keep),
+            "cost": chosen.cost.kind, "allocation": config.allocation, "floor": config.floor,
             "min_channels": request.min_channels, "round_to": request.round_to, "ignore": list(request.ignore),
             "recalibration_images": config.recalibration_images, "compensate": chosen.compensate,
+            "timing": timing(chosen, keep, stages),
         },
         stages=tuple(stages),
         task={"name": chosen.task.name, "options": config.options, "seed": config.seed},
@@ -132,34 +129,6 @@ def recalibrated(chosen: Chosen, keep: Keep, corrected: Corrected | None = None)
         network = PrunedNetwork(model, chosen.graph).extract(keep, tensors)
         network.load_state_dict(judged.statistics(), strict=False)
     return network
-
-
-def stage(title: str, chosen: Chosen, network: nn.Module, keep: Keep) -> dict[str, Any]:
-    """Costs and held-out results of one of the networks on the way."""
-    loss, metric = heldout(network, chosen.task, chosen.splits.heldout, chosen.config.batch_size)
-    return {
-        "stage": title,
-        "macs": CostModel(chosen.graph)(keep),
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "bytes": len(save(plain_tensors(network))),
-        "heldout_loss": loss,
-        "heldout_metric": metric,
-    }
-
-
-def heldout(network: nn.Module, task: Task, split: Split, batch_size: int) -> tuple[float, float]:
-    """Mean loss and metric of a network on a split."""
-    losses, values = 0.0, 0.0
-    training = {module: module.training for module in network.modules()}
-    with single_thread(), torch.no_grad():
-        network.eval()
-        for inputs, targets in split.batches(batch_size):
-            outputs = network(inputs)
-            losses += float(task.loss(outputs, targets)) * len(inputs)
-            values += float(task.metric(outputs, targets).double().sum())
-    for module, mode in training.items():
-        module.training = mode
-    return losses / len(split), values / len(split)
 
 
 def _check_written(folder: Path, chosen: Chosen, network: nn.Module) -> None:
