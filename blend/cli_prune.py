@@ -117,7 +117,7 @@ def _print_stages(record: PruningRecord) -> None:
     title = f"{record.task['name']} by {source}: {asked['achieved']:.4f} of its {asked['cost']} removed"
     table = Table(title=f"{title} (requested {asked['reduction']:g})", box=None)
     sizes = [f"batch {timed['batch_size']}" for timed in record.stages[0]["latency"]]
-    for column in ("", "MACs", "params", "file", *sizes, "held-out loss", "held-out", "test"):
+    for column in ("", "MACs", "params", "file", *sizes, "held-out\nloss", "held-out", "test"):
         table.add_column(column, justify="right" if column else "left")
     for stage in record.stages:
         table.add_row(
