@@ -115,7 +115,8 @@ def _print_stages(record: PruningRecord) -> None:
     asked = record.pruning
     source = record.criterion.get("name") or record.criterion["file"]
     title = f"{record.task['name']} by {source}: {asked['achieved']:.4f} of its {asked['cost']} removed"
-    table = Table(title=f"{title} (requested {asked['reduction']:g})", box=None)
+    requested = f"{'by prediction, ' if asked['cost'] == 'latency' else ''}requested {asked['reduction']:g}"
+    table = Table(title=f"{title} ({requested})", box=None)
     sizes = [f"batch {timed['batch_size']}" for timed in record.stages[0]["latency"]]
     for column in ("", "MACs", "params", "file", *sizes, "held-out\nloss", "held-out", "test"):
         table.add_column(column, justify="right" if column else "left")
