@@ -18,7 +18,7 @@ from blend.identity import weight_hash
 from blend.problem import checked_graph, ignored_groups, loaded_task, prepare
 from blend.progress import say
 from blend.pruned.latency import LatencyModel, fitted
-from blend.pruned.layer_timing import timed_passes
+from blend.pruned.layer_timing import checked_by_a_network, timed_passes
 from blend.pruned.rounding import rounded_keep_mask
 from blend.pruned.timing import batch_of
 from blend.task import Splits, Task
@@ -190,7 +190,8 @@ def _cost(request: Request, config: SearchConfig, task: Task, splits: Splits, gr
         return CostModel(graph, config.cost)
     inputs = batch_of(splits.calibration.inputs, config.batch_size)
     passes = timed_passes(task.model, graph, inputs, config.seed)
-    return fitted(graph, passes, config.batch_size, inputs.element_size())
+    cost = fitted(graph, passes, config.batch_size, inputs.element_size())
+    return checked_by_a_network(cost, task.model, inputs, config.reduction)
 
 
 def _check_among(name: str, value: str | None, known: Sequence[str]) -> None:

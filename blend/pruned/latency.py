@@ -87,31 +87,39 @@ class LatencyModel:
         layers: What the layers with channels to give take.
         rest: What everything else takes, and what the layers miss.
         value_bytes: What one value of an image takes for the whole batch.
+        correction: What is saved is so many times what layers and rest say; above 0.
     """
 
     kind = "latency"
 
     def __init__(
-        self, graph: ChannelGraph, layers: tuple[LayerLatency, ...], rest: RestLatency, value_bytes: int
+        self,
+        graph: ChannelGraph,
+        layers: tuple[LayerLatency, ...],
+        rest: RestLatency,
+        value_bytes: int,
+        correction: float = 1.0,
     ) -> None:
-        self.layers, self.rest, self._value_bytes = layers, rest, value_bytes
+        self.graph, self.layers, self.rest, self.correction = graph, layers, rest, correction
+        self._value_bytes = value_bytes
         self._counts, self._outputs = AxisCounts(graph), _outputs(graph)
         axes = weight_axes(graph)
         terms = [term for layer in layers for term in _terms(layer, *axes[layer.layer])]
         table = np.array(terms, dtype=np.float64).reshape(-1, 4)
         self._factors, (self._block, self._first, self._second) = table[:, 0], table[:, 1:].T.astype(np.int64)
-        self.full = self(np.ones(len(graph), dtype=bool))
+        self.full = self._sum(np.ones(len(graph), dtype=bool))
 
     def __call__(self, keep: Keep) -> float:
         """Predicted seconds for one image with these channels kept."""
+        return self.full - self.correction * (self.full - self._sum(keep))
+
+    def _sum(self, keep: Keep) -> float:
+        """What layers and rest take by themselves."""
         counts = self._counts(keep)
         rest = astuple(self.rest) @ _rest_features(counts, self._outputs, self._value_bytes)
-        return float(self._layers(counts) + rest)
-
-    def _layers(self, counts: NDArray[np.int64]) -> float:
         rounded = np.stack([in_blocks(counts, block) for block in BLOCKS])
         work = self._factors * rounded[self._block, self._first] * rounded[self._block, self._second]
-        return float(work.sum())
+        return float(work.sum() + rest)
 
     def reduction(self, keep: Keep) -> float:
         """The share of the predicted seconds that a mask removes, in [0, 1)."""
@@ -119,7 +127,16 @@ class LatencyModel:
 
     def record(self) -> dict[str, Any]:
         """The model as plain data, in seconds for one image."""
-        return {"layers": [asdict(layer) for layer in self.layers], "rest": asdict(self.rest)}
+        return {
+            "correction": self.correction, "rest": asdict(self.rest), "layers": [asdict(layer) for layer in self.layers]
+        }  # fmt: skip
+
+    def corrected(self, keep: Keep, reduction: float) -> LatencyModel:
+        """The same, so that a mask removes the share that was measured; as it is where none of it was saved."""
+        if not 0.0 < reduction < 1.0 or self.reduction(keep) <= 0.0:
+            return self
+        correction = self.correction * reduction / self.reduction(keep)
+        return LatencyModel(self.graph, self.layers, self.rest, self._value_bytes, correction)
 
 
 def fitted(graph: ChannelGraph, passes: Passes, batch_size: int, itemsize: int = 4) -> LatencyModel:

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from blend.budget import floors, keep_mask, uniform
 from blend.progress import progress
-from blend.pruned.latency import Passes, weight_axes
-from blend.pruned.timing import Clock
+from blend.pruned.latency import LatencyModel, Passes, weight_axes
+from blend.pruned.timing import Clock, seconds_in_turns
 from blend.pruning import PrunedNetwork, single_thread
 from criteria.graph import ChannelGraph, Keep
 
-WIDTHS, ROUNDS, PASSES = 14, 3, 2
+WIDTHS, ROUNDS, PASSES, CHECKS = 14, 3, 2, 9
 WHOLE = ""
 """The network, as a layer."""
 LEAST_KEPT = 0.2
@@ -54,6 +55,34 @@ def timed_passes(
                 shown.advance()
     table = {name: np.median([[row[name] for row in each] for each in rounds], axis=0) for name in rounds[0][0]}
     return Passes(masks, {name: seconds for name, seconds in table.items() if name != WHOLE}, table[WHOLE])
+
+
+def checked_by_a_network(
+    cost: LatencyModel,
+    model: nn.Module,
+    inputs: Tensor,
+    reduction: float,
+    clock: Clock = time.thread_time,
+) -> LatencyModel:
+    """Corrects a model by a network that is pruned by it, the same share of every group, timed beside the unpruned one.
+
+    Widths that jump about, with a stopwatch on every layer, are not quite what a network finds that runs by itself.
+
+    Args:
+        cost: The model.
+        model: The unpruned network.
+        inputs: A batch.
+        reduction: What is to be reached, so that predictions are best there.
+        clock: Tells the time.
+
+    Raises:
+        InputError: The reduction cannot be reached.
+    """
+    graph = cost.graph
+    equal = uniform({group.name: np.arange(group.size, dtype=np.float64) for group in graph.groups})
+    keep = keep_mask(graph, equal, reduction, cost, floors(graph, 0.0))
+    seconds = seconds_in_turns([model, PrunedNetwork(model, graph).extract(keep)], inputs, CHECKS, clock)
+    return cost.corrected(keep, 1.0 - float(np.median(seconds[:, 1] / seconds[:, 0])))
 
 
 def drawn_widths(graph: ChannelGraph, number: int, rng: np.random.Generator) -> tuple[Keep, ...]:

@@ -79,16 +79,24 @@ def timing(chosen: Chosen, keep: Keep, rows: list[dict[str, Any]]) -> dict[str, 
     if not isinstance(chosen.cost, LatencyModel):
         return conditions()
     cost, size = chosen.cost, chosen.config.batch_size
-    measured = next(entry for entry in rows[-1]["latency"] if entry["batch_size"] == size)
+    place = next(number for number, timed in enumerate(rows[-1]["latency"]) if timed["batch_size"] == size)
+    before, after = rows[0]["latency"][place], rows[-1]["latency"][place]
     return {
         **conditions(),
         "batch_size": size,
-        "predicted": {"unpruned_seconds": cost.full * size, "seconds": cost(keep) * size,
-                      "ratio": 1.0 - cost.reduction(keep)},
-        "measured": {"unpruned_seconds": rows[0]["latency"][rows[-1]["latency"].index(measured)]["seconds"],
-                     **{key: measured[key] for key in ("seconds", "ratio", "ratio_ci95")}},
+        "predicted": {
+            "unpruned_seconds": cost.full * size,
+            "seconds": cost(keep) * size,
+            "ratio": 1.0 - cost.reduction(keep),
+        },
+        "measured": {
+            "unpruned_seconds": before["seconds"],
+            "seconds": after["seconds"],
+            "ratio": after["ratio"],
+            "ratio_ci95": after["ratio_ci95"],
+        },
         "model": cost.record(),
-    }  # fmt: skip
+    }
 
 
 def judged(network: nn.Module, task: Task, split: Split, batch_size: int) -> tuple[float, float]:

@@ -14,12 +14,13 @@ from torch import nn
 from blend.budget import CostModel, Scores, floors, keep_mask, uniform
 from blend.inference import InferenceNetwork
 from blend.pruned.latency import LatencyModel, fitted
-from blend.pruned.layer_timing import timed_passes
+from blend.pruned.layer_timing import checked_by_a_network, timed_passes
 from blend.pruned.rounding import rounded_keep_mask
 from blend.pruned.timing import median_interval, seconds_in_turns
 from blend.pruning import PrunedNetwork
 from blend.tasks.networks import build_network
 from criteria import ChannelGraph
+from criteria.graph import ChannelGroup
 from tests.benchmarks.timing import Row
 
 NETWORKS = ("resnet20", "resnet56", "vgg16_bn", "mobilenetv2")
@@ -58,9 +59,10 @@ def _speed(name: str) -> Iterator[Row]:
 def _predictions(name: str) -> Iterator[Row]:
     """Pruned to a latency: what is left of it, measured against predicted."""
     model, graph, scores = _network(name)
-    cost = fitted(graph, timed_passes(model, graph, _images()), IMAGES)
+    bare = fitted(graph, timed_passes(model, graph, _images()), IMAGES)
     pruned = PrunedNetwork(model, graph)
     for reduction in REDUCTIONS:
+        cost = checked_by_a_network(bare, model, _images(), reduction)
         keep = keep_mask(graph, scores, reduction, cost)
         seconds = seconds_in_turns([model, pruned.extract(keep)], _images(), ROUNDS)
         yield _prediction(f"{name}: {reduction:.0%} of its latency gone", cost, keep, seconds, CostModel(graph))
@@ -82,7 +84,7 @@ def _network(name: str) -> tuple[nn.Module, ChannelGraph, Scores]:
     return model, graph, uniform({group.name: _norms(model, group) for group in graph.groups})
 
 
-def _norms(model: nn.Module, group) -> np.ndarray:
+def _norms(model: nn.Module, group: ChannelGroup) -> np.ndarray:
     weight = model.get_submodule(group.name).weight.detach().double()
     return weight.abs().flatten(1).sum(1).numpy()
 

@@ -13,7 +13,7 @@ from blend.cli import run
 from blend.errors import InputError
 from blend.pruned import latency, layer_timing
 from blend.pruned.latency import BLOCKS, LatencyModel, LayerLatency, Passes, RestLatency, fitted, weight_axes
-from blend.pruned.layer_timing import drawn_widths, timed_passes
+from blend.pruned.layer_timing import checked_by_a_network, drawn_widths, timed_passes
 from blend.pruned.rounding import rounded_keep_mask
 from blend.pruned.saved import PruningRecord
 from criteria import ChannelGraph
@@ -167,6 +167,35 @@ def test_layers_are_timed_inside_the_network():
         assert found(mask) * 2 == pytest.approx(9 * mask.sum() + 18 * mask.sum() ** 2 + 2 * mask.sum() + 7)
 
 
+@pytest.mark.parametrize("reduction", [0.3, 0.5])
+def test_a_pruned_network_corrects_the_model(reduction):
+    """A model that takes too much to depend on no width promises too little."""
+    model, inputs = TimedNetwork().eval(), torch.randn(2, 1, 8, 8)
+    graph = ChannelGraph.build(model, inputs)
+    taken = LayerLatency("b", 1, 0, 0, 0, both=9), LayerLatency("a", 1, 0, 5, 0, 0), LayerLatency("c", 1, 0, 1, 0, 0)
+    wrong = LatencyModel(graph, taken, RestLatency(100, 0, 0), 4)
+    right = checked_by_a_network(wrong, model, inputs, reduction, clock=lambda: Clock.now)
+    assert right.full == wrong.full
+    equal = {group.name: np.arange(group.size) for group in graph.groups}
+    keep = keep_mask(graph, equal, reduction, wrong, floors(graph, 0.0))
+
+    def seconds(n):
+        return 9 * n + 18 * n * n + 2 * n + 7
+
+    measured = 1 - seconds(int(keep.sum())) / seconds(6)
+    assert right.reduction(keep) == pytest.approx(measured)
+    assert right.reduction(keep) != pytest.approx(wrong.reduction(keep), rel=0.01)
+    assert right.reduction(np.ones(6, dtype=bool)) == 0
+    assert right(keep) == pytest.approx(right.full * (1 - measured))
+
+
+def test_a_check_that_saves_nothing_corrects_nothing():
+    model, keep = planted(TINY), np.array([True, False, False, False, True, False, False])
+    assert model.corrected(keep, -0.1) is model
+    assert model.corrected(np.ones(7, dtype=bool), 0.5) is model
+    assert model.corrected(keep, 0.2).reduction(keep) == pytest.approx(0.2)
+
+
 def test_a_network_that_fails_is_left_without_hooks(monkeypatch):
     model, inputs = TimedNetwork().eval(), torch.randn(2, 1, 8, 8)
     graph = ChannelGraph.build(model, inputs)
@@ -188,6 +217,7 @@ def made_up(monkeypatch):
         return passes_of(graph, planted(graph, 3), masks, len(inputs), noise=0.02)
 
     monkeypatch.setattr("blend.pruned.choice.timed_passes", passes)
+    monkeypatch.setattr("blend.pruned.choice.checked_by_a_network", lambda cost, *_: cost)
 
 
 @pytest.mark.usefixtures("made_up")
