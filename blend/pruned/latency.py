@@ -20,6 +20,8 @@ BLOCKS = (1, 8, 16)
 
 UNPRUNED_WEIGHT = 4
 """How much more the unpruned network's passes weigh in a fit: all reductions are relative to it."""
+MAX_CORRECTION = 1.25
+"""By which factor one more measurement may correct a model; what is further off says more about the measurement."""
 MAX_REUSED_BYTES = 2**25
 """Larger blocks go back to the system when they are freed (glibc's M_MMAP_THRESHOLD), and cost page faults anew."""
 
@@ -132,10 +134,11 @@ class LatencyModel:
         }  # fmt: skip
 
     def corrected(self, keep: Keep, reduction: float) -> LatencyModel:
-        """The same, so that a mask removes the share that was measured; as it is where none of it was saved."""
-        if not 0.0 < reduction < 1.0 or self.reduction(keep) <= 0.0:
+        """The same, so that a mask removes the share that was measured, as far as `MAX_CORRECTION` lets it."""
+        predicted = self.reduction(keep)
+        if predicted <= 0.0:
             return self
-        correction = self.correction * reduction / self.reduction(keep)
+        correction = self.correction * min(max(reduction / predicted, 1 / MAX_CORRECTION), MAX_CORRECTION)
         return LatencyModel(self.graph, self.layers, self.rest, self._value_bytes, correction)
 
 

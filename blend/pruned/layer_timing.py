@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from blend.budget import floors, keep_mask, uniform
 from blend.progress import progress
 from blend.pruned.latency import LatencyModel, Passes, weight_axes
-from blend.pruned.timing import Clock, seconds_in_turns
+from blend.pruned.timing import Clock, median_interval, seconds_in_turns
 from blend.pruning import PrunedNetwork, single_thread
 from criteria.graph import ChannelGraph, Keep
 
@@ -66,7 +66,8 @@ def checked_by_a_network(
 ) -> LatencyModel:
     """Corrects a model by a network that is pruned by it, the same share of every group, timed beside the unpruned one.
 
-    Widths that jump about, with a stopwatch on every layer, are not quite what a network finds that runs by itself.
+    Widths that jump about, with a stopwatch on every layer, are not quite what a network finds that runs by itself. As
+    one measurement is not exact either, the model is only led as far as the end of its 95 % interval.
 
     Args:
         cost: The model.
@@ -82,7 +83,8 @@ def checked_by_a_network(
     equal = uniform({group.name: np.arange(group.size, dtype=np.float64) for group in graph.groups})
     keep = keep_mask(graph, equal, reduction, cost, floors(graph, 0.0))
     seconds = seconds_in_turns([model, PrunedNetwork(model, graph).extract(keep)], inputs, CHECKS, clock)
-    return cost.corrected(keep, 1.0 - float(np.median(seconds[:, 1] / seconds[:, 0])))
+    _, low, high = median_interval(seconds[:, 1] / seconds[:, 0])
+    return cost.corrected(keep, 1.0 - min(max(1.0 - cost.reduction(keep), low), high))
 
 
 def drawn_widths(graph: ChannelGraph, number: int, rng: np.random.Generator) -> tuple[Keep, ...]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from blend.budget import CostModel, floors, keep_mask
+from blend.budget import CostModel, floors, keep_mask, uniform
 from blend.cli import run
 from blend.errors import InputError
 from blend.pruned import latency, layer_timing
@@ -173,7 +173,7 @@ def test_a_pruned_network_corrects_the_model(reduction):
     model, inputs = TimedNetwork().eval(), torch.randn(2, 1, 8, 8)
     graph = ChannelGraph.build(model, inputs)
     taken = LayerLatency("b", 1, 0, 0, 0, both=9), LayerLatency("a", 1, 0, 5, 0, 0), LayerLatency("c", 1, 0, 1, 0, 0)
-    wrong = LatencyModel(graph, taken, RestLatency(100, 0, 0), 4)
+    wrong = LatencyModel(graph, taken, RestLatency(50, 0, 0), 4)
     right = checked_by_a_network(wrong, model, inputs, reduction, clock=lambda: Clock.now)
     assert right.full == wrong.full
     equal = {group.name: np.arange(group.size) for group in graph.groups}
@@ -189,11 +189,32 @@ def test_a_pruned_network_corrects_the_model(reduction):
     assert right(keep) == pytest.approx(right.full * (1 - measured))
 
 
-def test_a_check_that_saves_nothing_corrects_nothing():
+def test_a_model_within_the_noise_of_its_check_is_left_alone(monkeypatch):
+    model, inputs = TimedNetwork().eval(), torch.randn(2, 1, 8, 8)
+    graph = ChannelGraph.build(model, inputs)
+    cost = planted(graph, blocks=(1,))
+    equal = uniform({group.name: np.arange(group.size) for group in graph.groups})
+    keep = keep_mask(graph, equal, 0.3, cost, floors(graph, 0.0))
+    ratio = 1 - cost.reduction(keep)
+
+    def measured(*around):
+        turns = np.array([[1.0, value] for value in around])
+        monkeypatch.setattr(layer_timing, "seconds_in_turns", lambda *_: turns)
+        return 1 - checked_by_a_network(cost, model, inputs, 0.3).reduction(keep)
+
+    assert measured(ratio - 0.1, ratio + 0.05, ratio + 0.1) == pytest.approx(ratio)
+    assert measured(ratio + 0.01, 0.98, 0.99) == pytest.approx(ratio + 0.01)
+    assert measured(0.01, 0.02, ratio - 0.01) == pytest.approx(ratio - 0.01)
+
+
+def test_a_check_corrects_only_so_far():
     model, keep = planted(TINY), np.array([True, False, False, False, True, False, False])
-    assert model.corrected(keep, -0.1) is model
+    predicted = model.reduction(keep)
+    assert model.corrected(keep, 1.1 * predicted).reduction(keep) == pytest.approx(1.1 * predicted)
+    assert model.corrected(keep, 0.9 * predicted).reduction(keep) == pytest.approx(0.9 * predicted)
+    assert model.corrected(keep, -0.1).reduction(keep) == pytest.approx(predicted / 1.25)
+    assert model.corrected(keep, 3.0).reduction(keep) == pytest.approx(predicted * 1.25)
     assert model.corrected(np.ones(7, dtype=bool), 0.5) is model
-    assert model.corrected(keep, 0.2).reduction(keep) == pytest.approx(0.2)
 
 
 def test_a_network_that_fails_is_left_without_hooks(monkeypatch):
