@@ -24,6 +24,13 @@ class Cost(Protocol):
 
     kind: str
 
+    @property
+    def full(self) -> float:
+        """Cost of the unpruned network."""
+
+    def __call__(self, keep: Keep) -> float:
+        """Cost of the network with these channels kept."""
+
     def reduction(self, keep: Keep) -> float:
         """The share of the cost that a mask removes, in [0, 1)."""
 
