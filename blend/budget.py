@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,44 @@ Scores = Mapping[str, NDArray[np.float64]]
 
 COSTS = ("macs", "params")
 ALLOCATIONS = ("global", "uniform")
+
+
+class Cost(Protocol):
+    """What a reduction is about: something that never grows when a channel goes."""
+
+    kind: str
+
+    @property
+    def full(self) -> float:
+        """Cost of the unpruned network."""
+
+    def __call__(self, keep: Keep) -> float:
+        """Cost of the network with these channels kept."""
+
+    def reduction(self, keep: Keep) -> float:
+        """The share of the cost that a mask removes, in [0, 1)."""
+
+
+class AxisCounts:
+    """How many positions of each axis of a graph stay under a keep mask.
+
+    Args:
+        graph: The network's channel graph.
+    """
+
+    def __init__(self, graph: ChannelGraph) -> None:
+        self._starts = np.array([where.start for where in graph.slices.values()])
+        # Every channel of a group owns as many positions of an axis as the first: how many stay decides, not which.
+        owned = [np.bincount(a.owner[a.owner >= 0], minlength=len(graph))[self._starts] for a in graph.axes]
+        fixed = [np.count_nonzero(axis.owner < 0) for axis in graph.axes]
+        self._owned = np.array([*owned, np.zeros_like(self._starts)], dtype=np.int64)  # (axes + 1, groups)
+        self._fixed = np.array([*fixed, 1], dtype=np.int64)  # the last one stands for an axis that is not there
+
+    def __call__(self, keep: Keep) -> NDArray[np.int64]:
+        """Shape (axes + 1,); the last one is 1 and stands for an axis that is not there."""
+        kept: NDArray[np.int64] = np.add.reduceat(keep, self._starts, dtype=np.int64)
+        counts: NDArray[np.int64] = self._fixed + self._owned @ kept
+        return counts
 
 
 class CostModel:
@@ -41,18 +80,12 @@ class CostModel:
         self._factors = np.array([factor for factor, _, _ in terms], dtype=np.float64)
         self._first = np.array([first for _, first, _ in terms], dtype=np.int64)
         self._second = np.array([second for _, _, second in terms], dtype=np.int64)
-        self._starts = np.array([where.start for where in graph.slices.values()])
-        # Every channel of a group owns as many positions of an axis as the first: how many stay decides, not which.
-        owned = [np.bincount(a.owner[a.owner >= 0], minlength=len(graph))[self._starts] for a in graph.axes]
-        fixed = [np.count_nonzero(axis.owner < 0) for axis in graph.axes]
-        self._owned = np.array([*owned, np.zeros_like(self._starts)], dtype=np.int64)  # (axes + 1, groups)
-        self._fixed = np.array([*fixed, 1], dtype=np.int64)  # the last one stands for an axis that is not there
+        self._counts = AxisCounts(graph)
         self.full = self(np.ones(len(graph), dtype=bool))
 
     def __call__(self, keep: Keep) -> int:
         """Cost of the network with these channels kept: MACs for one example, or a number of parameters."""
-        kept = np.add.reduceat(keep, self._starts, dtype=np.int64)
-        counts = self._fixed + self._owned @ kept
+        counts = self._counts(keep)
         return int((self._factors * counts[self._first] * counts[self._second]).sum())
 
     def reduction(self, keep: Keep) -> float:
@@ -75,7 +108,7 @@ def floors(graph: ChannelGraph, share: float = 0.1) -> dict[str, int]:
 
 
 def keep_mask(
-    graph: ChannelGraph, scores: Scores, reduction: float, cost: CostModel, floor: Mapping[str, int] | None = None
+    graph: ChannelGraph, scores: Scores, reduction: float, cost: Cost, floor: Mapping[str, int] | None = None
 ) -> Keep:
     """Removes the lowest scores of one ranking over all groups until the reduction is reached.
 
@@ -113,7 +146,7 @@ def keep_mask(
 
 
 def is_reachable(
-    graph: ChannelGraph, scores: Scores, reduction: float, cost: CostModel, floor: Mapping[str, int]
+    graph: ChannelGraph, scores: Scores, reduction: float, cost: Cost, floor: Mapping[str, int]
 ) -> bool:
     """Whether removing all that the scores and floors allow is enough for a reduction."""
     return cost.reduction(_without(graph, _removal_order(graph, scores, floor))) >= reduction
@@ -130,7 +163,7 @@ def check_reduction(reduction: float) -> None:
         raise InputError(f"reduction must be in (0, 1), got {reduction:g}")
 
 
-def check_reachable(possible: float, reduction: float, cost: CostModel) -> None:
+def check_reachable(possible: float, reduction: float, cost: Cost) -> None:
     """Raises :class:`InputError` if a reduction is above the largest possible one, and says that."""
     if possible < reduction:
         raise InputError(
@@ -152,7 +185,7 @@ def _removal_order(graph: ChannelGraph, scores: Scores, floor: Mapping[str, int]
     return order[: int(np.isfinite(keys).sum())]
 
 
-def _refund(graph: ChannelGraph, removed: NDArray[np.int64], reduction: float, cost: CostModel) -> Keep:
+def _refund(graph: ChannelGraph, removed: NDArray[np.int64], reduction: float, cost: Cost) -> Keep:
     """Gives channels back, the last removed first, while the reduction holds."""
     keep = _without(graph, removed)
     group_of = np.repeat(np.arange(len(graph.groups)), [group.size for group in graph.groups])

@@ -11,6 +11,8 @@ import typer
 from blend.cli_options import BatchSize, Ignore, Json, Options, RecalibrationImages, Seed, TaskArgument, print_json
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from blend.pruned.saved import PruningRecord
 
 FINE_TUNING, ITERATIVE = "Fine-tuning", "Iterative pruning"
@@ -29,7 +31,11 @@ def prune(
         typer.Option(metavar="SHARE", help="Share of the cost to remove, in (0, 1); by default the file's, or 0.5."),
     ] = None,
     cost: Annotated[
-        str | None, typer.Option(help="What is reduced: macs or params; by default the file's, or macs.")
+        str | None,
+        typer.Option(
+            help="What is reduced: macs, params or latency (measured here, on one thread, at --batch-size); by default "
+            "the file's, or macs."
+        ),
     ] = None,
     allocation: Annotated[
         str | None,
@@ -57,9 +63,16 @@ def prune(
             "for all taps of a kernel. patch: for each. sequential: layer by layer, from what reaches it. none.",
         ),
     ] = None,
-    onnx: Annotated[
-        bool, typer.Option("--onnx", help="Also write network.onnx, checked by running it (needs the extra onnx).")
-    ] = False,
+    formats: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="A,B",
+            help="Also write the network as onnx (needs the extra onnx), torchscript or export (torch.export), each "
+            "checked by running it; several with commas.",
+        ),
+    ] = "",
+    onnx: Annotated[bool, typer.Option("--onnx", help="The same as --format onnx.")] = False,
     finetune: Annotated[
         str | None,
         typer.Option(
@@ -118,18 +131,19 @@ def prune(
 
     DIR gets the tensors as safetensors and the pruning as JSON; blend.load_pruned(DIR, MyNetwork) makes the original
     class into it. Consumers are corrected if asked (--compensate), BatchNorm is recalibrated, and the network is
-    trained on if asked (--finetune); before and after are shown with their results on held-out data. Fine-tuning and
-    steps are saved on the way: whatever stops them, the same command goes on.
+    trained on if asked (--finetune); costs, measured latency and results on held-out and, at the end, on test data are
+    shown before and after. Fine-tuning and steps are saved on the way: whatever stops them, the same command goes on.
     """
     from blend.config import parse_options
     from blend.pruned.choice import Request
+    from blend.pruned.exports import parse_formats
     from blend.pruned.plan import plan
     from blend.pruned.smaller import prune_to_folder
 
     request = Request(
         criterion, task, parse_options(option), reduction=reduction, cost=cost, allocation=allocation, floor=floor,
         min_channels=min_channels, round_to=round_to, ignore=tuple(ignore), recalibration_images=recalibration_images,
-        batch_size=batch_size, seed=seed, compensate=compensate, onnx=onnx,
+        batch_size=batch_size, seed=seed, compensate=compensate, formats=parse_formats(formats, onnx=onnx),
         plan=plan(
             finetune=finetune, learning_rate=learning_rate, distill=distill, temperature=temperature,
             iterative=iterative, schedule=schedule,
@@ -154,12 +168,41 @@ def _print_stages(record: PruningRecord) -> None:
     asked = record.pruning
     source = record.criterion.get("name") or record.criterion["file"]
     title = f"{record.task['name']} by {source}: {asked['achieved']:.4f} of its {asked['cost']} removed"
-    table = Table(title=f"{title} (requested {asked['reduction']:g})", box=None)
-    for column in ("", "MACs", "parameters", "file", "held-out loss", "held-out metric"):
+    requested = f"{'by prediction, ' if asked['cost'] == 'latency' else ''}requested {asked['reduction']:g}"
+    table = Table(title=f"{title} ({requested})", box=None)
+    sizes = [f"batch {timed['batch_size']}" for timed in record.stages[0]["latency"]]
+    for column in ("", "MACs", "params", "file", *sizes, "held-out\nloss", "held-out", "test"):
         table.add_column(column, justify="right" if column else "left")
     for stage in record.stages:
         table.add_row(
-            stage["stage"], f"{stage['macs']:,}", f"{stage['parameters']:,}", f"{stage['bytes'] / 1000:,.1f} kB",
-            f"{stage['heldout_loss']:.4f}", f"{stage['heldout_metric']:.4f}",
+            stage["stage"], rounded(stage["macs"]), rounded(stage["parameters"]), f"{rounded(stage['bytes'])}B",
+            *(f"{rounded(timed['seconds'], 3)}s" for timed in stage["latency"]),
+            f"{stage['heldout_loss']:.4f}", f"{stage['heldout_metric']:.4f}", f"{stage['test_metric']:.4f}",
         )  # fmt: skip
-    Console(stderr=True, highlight=False).print(table)
+    console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 100)
+    console.print(table)
+    for line in _speed(record):
+        console.print(line, soft_wrap=True)
+
+
+def _speed(record: PruningRecord) -> Iterator[str]:
+    """How much faster the network has become, and how well that was predicted."""
+    for timed in record.stages[-1]["latency"]:
+        low, high = timed["ratio_ci95"]
+        yield (
+            f"batch {timed['batch_size']}: {1 / timed['ratio']:.2f} times as fast as unpruned "
+            f"(95 % interval {1 / high:.2f} … {1 / low:.2f}), one thread, timed in turns"
+        )
+    if predicted := record.pruning["timing"].get("predicted"):
+        measured = record.pruning["timing"]["measured"]
+        yield (
+            f"latency at batch {record.pruning['timing']['batch_size']}: predicted {predicted['ratio']:.3f} of the "
+            f"unpruned one's, measured {measured['ratio']:.3f}"
+        )
+
+
+def rounded(value: float, digits: int = 4) -> str:
+    """A number to some digits with the prefix of its unit: 1234567 is ``1.235 M``."""
+    prefixes = {1e9: "G", 1e6: "M", 1e3: "k", 1.0: "", 1e-3: "m"}
+    factor = next((factor for factor in prefixes if value >= factor), 1e-6)
+    return f"{value / factor:.{digits}g} {prefixes.get(factor, 'µ')}"

@@ -154,6 +154,16 @@ class SearchConfig(BaseModel):
             raise ValueError(f"must be used with executor {' or '.join(ADDRESSES)}, got {value!r} with 'local'")
         return value
 
+    @field_validator("cost", mode="before")
+    @classmethod
+    def _countable(cls, value: Any) -> Any:
+        if value == "latency":
+            raise ValueError(
+                "must be 'macs' or 'params' here, got 'latency', which is measured anew each time: "
+                "`blend prune FILE TASK --cost latency` applies a criterion under it"
+            )
+        return value
+
     @field_validator("clusters", mode="before")
     @classmethod
     def _number_or_silhouette(cls, value: Any) -> Any:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from blend.blended import BlendedCriterion
-from blend.budget import ALLOCATIONS, CostModel, Scores, floors, keep_mask, uniform
+from blend.budget import ALLOCATIONS, COSTS, Cost, CostModel, Scores, floors, keep_mask, uniform
 from blend.compensation import GRADES
 from blend.config import SearchConfig, search_config
 from blend.consumer_inputs import Grade
@@ -17,8 +17,11 @@ from blend.errors import InputError, nearest
 from blend.identity import weight_hash
 from blend.problem import checked_graph, ignored_groups, loaded_task, prepare
 from blend.progress import say
+from blend.pruned.latency import LatencyModel, fitted
+from blend.pruned.layer_timing import checked_by_a_network, timed_passes
 from blend.pruned.plan import ONE_STEP, Plan
 from blend.pruned.rounding import rounded_keep_mask
+from blend.pruned.timing import batch_of
 from blend.task import Splits, Task
 from criteria.graph import ChannelGraph, Keep
 
@@ -32,7 +35,7 @@ class Request:
         task: As for a search.
         options: Passed to the task's function.
         reduction: The share of the cost to remove.
-        cost: ``macs`` or ``params``.
+        cost: ``macs``, ``params`` or ``latency``.
         allocation: ``global``: one ranking of the scores. ``uniform``: the same share of each group.
         floor: Share of each group that always stays.
         min_channels: Channels of each group that always stay.
@@ -42,7 +45,7 @@ class Request:
         batch_size: Images per forward pass.
         seed: Of a criterion that draws at random, and of the task.
         compensate: How consumers are corrected, one of `blend.compensation.GRADES`.
-        onnx: Whether to write the network as ONNX, too.
+        formats: In which the network is written, too, of `blend.pruned.exports.FORMATS`.
         plan: In how many steps, and how the network is trained on.
     """
 
@@ -60,7 +63,7 @@ class Request:
     batch_size: str = "64"
     seed: str = "0"
     compensate: str | None = None
-    onnx: bool = False
+    formats: tuple[str, ...] = ()
     plan: Plan = ONE_STEP
 
     def grade(self, otherwise: Grade = "none") -> Grade:
@@ -77,6 +80,7 @@ class Chosen:
         scores: Of the groups that may give channels, comparable across them.
         criterion: What the record says of the criterion.
         compensate: How consumers are corrected.
+        cost: What the reduction is about; where it is latency, it was measured once.
     """
 
     config: SearchConfig
@@ -86,6 +90,7 @@ class Chosen:
     scores: Scores
     criterion: dict[str, Any]
     compensate: Grade = "none"
+    cost: Cost = field(kw_only=True)
 
 
 def choose(request: Request) -> Chosen:
@@ -97,6 +102,12 @@ def choose(request: Request) -> Chosen:
     for name, value in (("min-channels", request.min_channels), ("round-to", request.round_to)):
         if value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
+    _check_among("cost", request.cost, (*COSTS, LatencyModel.kind))
+    if request.cost == LatencyModel.kind and request.plan.steps > 1:
+        raise InputError(
+            f"iterative must be left out with cost 'latency', which is measured anew by a command that goes on, got "
+            f"{request.plan.steps}"
+        )
     _check_among("allocation", request.allocation, ALLOCATIONS)
     _check_among("compensate", request.compensate, GRADES)
     return by_file(request) if request.criterion.endswith(".json") else by_name(request)
@@ -122,7 +133,8 @@ def by_file(request: Request) -> Chosen:
     scores = uniform(scores) if request.allocation == "uniform" else scores
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     about = {"file": path.name, "sha256": digest}
-    return Chosen(config, task, splits, graph, scores, about, request.grade(file.compensate))
+    grade, cost = request.grade(file.compensate), _cost(request, config, task, splits, graph)
+    return Chosen(config, task, splits, graph, scores, about, grade, cost=cost)
 
 
 def by_name(request: Request) -> Chosen:
@@ -142,7 +154,9 @@ def by_name(request: Request) -> Chosen:
         raise InputError(
             f"allocation must be 'uniform' with criterion '{name}', which cannot rank '{missing[0]}', got 'global'"
         )
-    return Chosen(config, problem.task, problem.splits, problem.graph, scores, {"name": name}, request.grade())
+    task, splits, graph = problem.task, problem.splits, problem.graph
+    cost = _cost(request, config, task, splits, graph)
+    return Chosen(config, task, splits, graph, scores, {"name": name}, request.grade(), cost=cost)
 
 
 def chosen_keep(chosen: Chosen, request: Request) -> Keep:
@@ -151,8 +165,7 @@ def chosen_keep(chosen: Chosen, request: Request) -> Keep:
     Raises:
         InputError: The reduction cannot be reached.
     """
-    cost, floor = CostModel(chosen.graph, chosen.config.cost), lowest(chosen, request)
-    return keep_at(chosen.config.reduction, chosen, request, cost, floor)
+    return keep_at(chosen.config.reduction, chosen, request, chosen.cost, lowest(chosen, request))
 
 
 def lowest(chosen: Chosen, request: Request) -> dict[str, int]:
@@ -161,9 +174,7 @@ def lowest(chosen: Chosen, request: Request) -> dict[str, int]:
     return {group.name: min(group.size, max(counts[group.name], request.min_channels)) for group in chosen.graph.groups}
 
 
-def keep_at(
-    reduction: float, chosen: Chosen, request: Request, cost: CostModel, floor: Mapping[str, int]
-) -> Keep:
+def keep_at(reduction: float, chosen: Chosen, request: Request, cost: Cost, floor: Mapping[str, int]) -> Keep:
     """The channels that stay at a reduction, by some cost, with some floors.
 
     Raises:
@@ -182,11 +193,23 @@ def _config(request: Request, allocation: str, file: BlendedCriterion | None = N
     if file is not None:
         own = {key: getattr(file, key) for key in ("reduction", "cost", "floor", "calibration_loss")}
     given = {key: getattr(request, key) for key in ("reduction", "cost", "floor")}
-    values = {**own, **{key: value for key, value in given.items() if value is not None}}
+    if request.cost == LatencyModel.kind:
+        own["cost"] = given["cost"] = None  # a search's configuration knows no costs that have to be measured
+    values = {key: value for key, value in {**own, **given}.items() if value is not None}
     return search_config(
         task=request.task, options=dict(request.options), seed=request.seed, batch_size=request.batch_size,
         recalibration_images=request.recalibration_images, allocation=request.allocation or allocation, **values,
     )  # fmt: skip
+
+
+def _cost(request: Request, config: SearchConfig, task: Task, splits: Splits, graph: ChannelGraph) -> Cost:
+    """What the reduction is about; latency is measured here."""
+    if request.cost != LatencyModel.kind:
+        return CostModel(graph, config.cost)
+    inputs = batch_of(splits.calibration.inputs, config.batch_size)
+    passes = timed_passes(task.model, graph, inputs, config.seed)
+    cost = fitted(graph, passes, config.batch_size, inputs.element_size())
+    return checked_by_a_network(cost, task.model, inputs, config.reduction)
 
 
 def _check_among(name: str, value: str | None, known: Sequence[str]) -> None:

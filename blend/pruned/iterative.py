@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from blend.budget import CostModel
+from blend.budget import Cost
 from blend.identity import weight_hash
 from blend.progress import say
 from blend.pruned.choice import Chosen, Request, keep_at, lowest
@@ -82,7 +82,7 @@ class Steps:
 
     def __init__(self, chosen: Chosen, request: Request) -> None:
         self.chosen, self.request, self.plan = chosen, request, request.plan
-        self.cost, self.floor = CostModel(chosen.graph, chosen.config.cost), lowest(chosen, request)
+        self.cost, self.floor = chosen.cost, lowest(chosen, request)
         self.recipes = self.plan.recipes(chosen.task)
         self.rescoring = Rescoring.by(chosen, request) if self.plan.steps > 1 else None
         self.data: TrainingData | None = None
@@ -101,8 +101,8 @@ class Steps:
         return {
             **chosen.config.model_dump(mode="json", exclude={"directory"}), "ignore": request.ignore,
             "criterion": chosen.criterion, "min_channels": request.min_channels, "round_to": request.round_to,
-            "compensate": chosen.compensate, "iterative": self.plan.steps, "schedule": self.plan.schedule,
-            **self._training(),
+            "compensate": chosen.compensate, "cost": chosen.cost.kind, "iterative": self.plan.steps,
+            "schedule": self.plan.schedule, **self._training(),
             "layout": chosen.graph.fingerprint, "weights": weight_hash(chosen.task.model),
             **{f"{split.name} data": split.fingerprint() for split in chosen.splits},
         }  # fmt: skip
@@ -222,7 +222,7 @@ class Steps:
         return Position(about["step"], stages[-1], shown, tuple(about["courses"]), about["pruned"])
 
 
-class RemainingCost(CostModel):
+class RemainingCost:
     """The cost of what a mask leaves of a network that is pruned already, as a share of the unpruned one's.
 
     Args:
@@ -230,16 +230,16 @@ class RemainingCost(CostModel):
         keep: What is left of that.
     """
 
-    def __init__(self, whole: CostModel, keep: Keep) -> None:
+    def __init__(self, whole: Cost, keep: Keep) -> None:
         self.whole, self.keep = whole, keep
         self.kind, self.full = whole.kind, whole.full
 
-    def __call__(self, keep: Keep) -> int:
-        """As in `CostModel`."""
+    def __call__(self, keep: Keep) -> float:
+        """As in `Cost`."""
         return self.whole(composed(self.keep, keep))
 
     def reduction(self, keep: Keep) -> float:
-        """As in `CostModel`."""
+        """As in `Cost`."""
         return self.whole.reduction(composed(self.keep, keep))
 
 

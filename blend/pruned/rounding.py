@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from blend.budget import CostModel, Scores, check_reachable, check_reduction
+from blend.budget import Cost, Scores, check_reachable, check_reduction
 from blend.errors import InputError
 from criteria.graph import ChannelGraph, Keep
 
@@ -19,7 +19,7 @@ def rounded_keep_mask(
     graph: ChannelGraph,
     scores: Scores,
     reduction: float,
-    cost: CostModel,
+    cost: Cost,
     floor: Mapping[str, int],
     multiple: int,
 ) -> Keep:
@@ -82,7 +82,7 @@ def _blocks(values: NDArray[np.float64], start: int, floor: int, multiple: int) 
         yield float(values[order[first:last]].mean()), start + order[first:last]
 
 
-def _refund(graph: ChannelGraph, blocks: Sequence[Block], reduction: float, cost: CostModel) -> Keep:
+def _refund(graph: ChannelGraph, blocks: Sequence[Block], reduction: float, cost: Cost) -> Keep:
     """Gives blocks back, the last removed first; of each group only the outermost."""
     keep = _without(graph, blocks)
     group_of = np.repeat(np.arange(len(graph.groups)), [group.size for group in graph.groups])

@@ -7,17 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from blend.blended import library_versions
-from blend.budget import CostModel
 from blend.errors import BlendError
 from blend.identity import NetworkIdentity, weight_hash
-from blend.progress import say
 from blend.pruned.choice import Chosen, Request, choose
+from blend.pruned.exports import check_formats, export
 from blend.pruned.iterative import Position, Steps, training_record
-from blend.pruned.onnx_export import ONNX, check_onnx, export_onnx
 from blend.pruned.saved import (
     RECORD,
     WEIGHTS,
@@ -26,14 +23,13 @@ from blend.pruned.saved import (
     cuts,
     load_pruned,
     new_folder,
-    plain_tensors,
     removed_channels,
     write_weights,
 )
-from blend.pruned.step import EXAMPLES, judged
+from blend.pruned.stages import Stages, timing
+from blend.pruned.step import EXAMPLES
 from blend.pruned.unfinished import Unfinished, interruptible
 from blend.pruning import TOLERANCES, single_thread
-from criteria.graph import Keep
 
 
 def prune_to_folder(request: Request, folder: Path) -> PruningRecord:
@@ -48,8 +44,7 @@ def prune_to_folder(request: Request, folder: Path) -> PruningRecord:
         BlendError: It could not be written, or what was written is not what was meant.
     """
     check_free_folder(folder)
-    if request.onnx:
-        check_onnx()
+    check_formats(request.formats)
     unfinished = Unfinished(folder)
     with interruptible(unfinished):
         chosen = choose(request)
@@ -62,16 +57,16 @@ def prune_to_folder(request: Request, folder: Path) -> PruningRecord:
 
 def _written(steps: Steps, made: Position, folder: Path) -> PruningRecord:
     """Saves what was made."""
-    chosen, network = steps.chosen, made.now.network
+    chosen, network, stages = steps.chosen, made.now.network, Stages(steps.chosen)
     with new_folder(folder) as draft:
-        stages = [stage(one.title, chosen, one.network, one.keep) for one in made.shown]
-        stages[-1]["bytes"] = write_weights(network, chosen.graph.fingerprint, draft / WEIGHTS)
-        record = _record(steps, made, stages)
+        for one in made.shown:
+            stages.add(one.title, one.network, one.keep)
+        stages.rows[-1]["bytes"] = write_weights(network, chosen.graph.fingerprint, draft / WEIGHTS)
+        stages.finish()
+        record = _record(steps, made, stages.rows)
         (draft / RECORD).write_text(record.model_dump_json(indent=1) + "\n")
         _check_written(draft, chosen, network)
-        if steps.request.onnx:
-            difference = export_onnx(network, chosen.splits.heldout.inputs[:EXAMPLES], draft / ONNX)
-            say(f"{ONNX} differs from PyTorch by at most {difference:.1e}")
+        export(steps.request.formats, network, chosen.splits.heldout.inputs[:EXAMPLES], draft)
     return record
 
 
@@ -86,11 +81,12 @@ def _record(steps: Steps, made: Position, stages: list[dict[str, Any]]) -> Pruni
         network=NetworkIdentity(layout=graph.fingerprint, weights=weight_hash(chosen.task.model), shapes=graph.shapes),
         criterion=chosen.criterion,
         pruning={
-            "reduction": config.reduction, "achieved": CostModel(graph, config.cost).reduction(keep),
-            "cost": config.cost, "allocation": config.allocation, "floor": config.floor,
+            "reduction": config.reduction, "achieved": chosen.cost.reduction(keep),
+            "cost": chosen.cost.kind, "allocation": config.allocation, "floor": config.floor,
             "min_channels": request.min_channels, "round_to": request.round_to, "ignore": list(request.ignore),
             "recalibration_images": config.recalibration_images, "compensate": chosen.compensate,
             "iterative": request.plan.steps, "schedule": request.plan.schedule,
+            "timing": timing(chosen, keep, stages),
         },
         finetuning=training_record(steps, made.courses),
         stages=tuple(stages),
@@ -99,17 +95,6 @@ def _record(steps: Steps, made: Position, stages: list[dict[str, Any]]) -> Pruni
     )  # fmt: skip
 
 
-def stage(title: str, chosen: Chosen, network: nn.Module, keep: Keep) -> dict[str, Any]:
-    """Costs and held-out results of one of the networks on the way."""
-    loss, metric = judged(network, chosen.task, chosen.splits.heldout, chosen.config.batch_size)
-    return {
-        "stage": title,
-        "macs": CostModel(chosen.graph)(keep),
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "bytes": len(save(plain_tensors(network))),
-        "heldout_loss": loss,
-        "heldout_metric": metric,
-    }
 
 
 def _check_written(folder: Path, chosen: Chosen, network: nn.Module) -> None:

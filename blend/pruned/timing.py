@@ -1,0 +1,96 @@
+"""What forward passes take: networks in turns, on one thread, so that a noisy machine is equally noisy for all.
+
+What counts is the thread's processor time: on an idle machine the same as time on the wall, on a busy one without what
+other processes take.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import binom
+from torch import Tensor, nn
+
+from blend.pruning import single_thread
+
+Clock = Callable[[], float]
+Seconds = NDArray[np.float64]
+
+
+def seconds_in_turns(
+    networks: Sequence[nn.Module], inputs: Tensor, rounds: int, clock: Clock = time.thread_time
+) -> Seconds:
+    """Seconds of a forward pass of each network, again and again, in evaluation mode on one thread.
+
+    In every round each network has its turn, behind another one than in the round before; one round goes uncounted.
+
+    Args:
+        networks: The networks.
+        inputs: A batch.
+        rounds: How often, at least once.
+        clock: Tells the time.
+
+    Returns:
+        Shape (rounds, networks).
+    """
+    seconds = np.empty((rounds, len(networks)))
+    modes = [(module, module.training) for network in networks for module in network.modules()]
+    try:
+        with single_thread(), torch.no_grad():
+            for network in networks:
+                network.eval()(inputs)
+            for number in range(rounds):
+                for place in np.roll(np.arange(len(networks)), number).tolist():
+                    began = clock()
+                    networks[place](inputs)
+                    seconds[number, place] = clock() - began
+    finally:
+        for module, training in modes:
+            module.training = training
+    return seconds
+
+
+def median_interval(values: Sequence[float] | Seconds, confidence: float = 0.95) -> tuple[float, float, float]:
+    """The median, and the narrowest pair of order statistics that holds it with at least some confidence.
+
+    Nothing is assumed of the distribution: the number of values below the median is binomial (Conover, *Practical
+    Nonparametric Statistics*, 1999, section 3.2). Fewer than six values are too few for 95 %; their range is given.
+
+    Args:
+        values: Independent measurements, at least one.
+        confidence: In (0, 1).
+
+    Returns:
+        Median, lower and upper end.
+    """
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    number, risk = len(ordered), 1 - confidence
+    cut = max((k for k in range(number // 2) if 2 * binom.cdf(k, number, 0.5) <= risk), default=0)
+    return float(np.median(ordered)), float(ordered[cut]), float(ordered[-1 - cut])
+
+
+def batch_of(inputs: Tensor, size: int) -> Tensor:
+    """So many inputs, the first ones; again from the beginning where there are fewer."""
+    return inputs[torch.arange(size) % len(inputs)]
+
+
+def conditions() -> dict[str, Any]:
+    """What seconds depend on besides the network: to be kept beside them."""
+    return {"threads": 1, "torch": torch.__version__, "cpu": processor()}
+
+
+def processor(listing: Path = Path("/proc/cpuinfo")) -> str:
+    """What the processor calls itself, or its kind where it does not."""
+    names = [line.partition(":")[2].strip() for line in _lines(listing) if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(errors="replace").splitlines() if path.is_file() else []
