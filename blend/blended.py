@@ -219,21 +219,43 @@ class BlendedCriterion(_Strict):
             graph, scores, self.reduction if reduction is None else reduction, cost, floors(graph, self.floor)
         )
 
-    def prune(self, model: nn.Module, example_input: Tensor, reduction: float | None = None) -> nn.Module:
-        """A physically smaller copy of a network; recalibrate or fine-tune it afterwards.
+    def prune(
+        self,
+        model: nn.Module,
+        example_input: Tensor,
+        reduction: float | None = None,
+        *,
+        calibration: Tensor | None = None,
+    ) -> nn.Module:
+        """A physically smaller copy of a network.
 
-        Nothing is compensated here, also where ``compensate`` says that the search did: ``blend prune`` does.
+        Args:
+            model: The network, which is left as it is.
+            example_input: A batch of at least one input, for tracing.
+            reduction: Share of the cost to remove, by default the searched one.
+            calibration: Inputs, shape (n, ...), without labels; about as many as the search recalibrated on (256). With
+                them consumers are compensated as in the search (``compensate``) and BatchNorm is recalibrated; without,
+                nothing is, and the network is to be recalibrated or trained further.
 
         Warns:
             OtherWeightsWarning: The scores were computed on other weights of this layout.
 
         Raises:
-            InputError: If the network has another layout, naming the first difference.
+            InputError: If the network has another layout, naming the first difference; or the calibration data are
+                empty.
         """
+        if calibration is not None and not len(calibration):
+            raise InputError("calibration must hold at least one input, got none")
         graph = ChannelGraph.build(model, example_input, ignore=self.task.get("ignore", ()))
         keep = self.keep_mask(graph, reduction)
         self.network.warn_of_other_weights(model)
-        return PrunedNetwork(model, graph).extract(keep)
+        if calibration is None:
+            return PrunedNetwork(model, graph).extract(keep)
+        from blend.pruned.step import Calibration, compensated, recalibrated  # loading a file needs none of it
+
+        images = Calibration(calibration, recalibration_images=len(calibration))
+        corrected = compensated(model, graph, keep, images, self.compensate)
+        return recalibrated(model, graph, keep, images, corrected)
 
 
 def json_schema() -> dict[str, Any]:

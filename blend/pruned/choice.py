@@ -21,6 +21,7 @@ from blend.pruned.latency import LatencyModel, fitted
 from blend.pruned.layer_timing import checked_by_a_network, timed_passes
 from blend.pruned.plan import ONE_STEP, Plan
 from blend.pruned.rounding import rounded_keep_mask
+from blend.pruned.step import Calibration
 from blend.pruned.timing import batch_of
 from blend.task import Splits, Task
 from criteria.graph import ChannelGraph, Keep
@@ -91,6 +92,12 @@ class Chosen:
     criterion: dict[str, Any]
     compensate: Grade = "none"
     cost: Cost = field(kw_only=True)
+
+    @property
+    def calibration(self) -> Calibration:
+        """What networks are mended by."""
+        config = self.config
+        return Calibration(self.splits.calibration.inputs, config.recalibration_images, config.batch_size)
 
 
 def choose(request: Request) -> Chosen:

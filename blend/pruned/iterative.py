@@ -157,11 +157,12 @@ class Steps:
         reduction = self.plan.reductions(self.chosen.config.reduction)[position.step - 1]
         mask = keep_at(reduction, here, self.request, RemainingCost(self.cost, position.now.keep), self.floor)
         keep = composed(position.now.keep, mask)
+        what = (here.task.model, here.graph, mask, here.calibration)
         if last or here.compensate == "none":
-            position = position.at("pruned", keep, recalibrated(here, mask), shown=last)
+            position = position.at("pruned", keep, recalibrated(*what), shown=last)
         if here.compensate != "none":
-            corrected = compensated(here, mask)
-            position = position.at("compensated", keep, recalibrated(here, mask, corrected), shown=last)
+            network = recalibrated(*what, compensated(*what, here.compensate))
+            position = position.at("compensated", keep, network, shown=last)
         return replace(position, pruned=True)
 
     def _here(self, position: Position) -> Chosen:

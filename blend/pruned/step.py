@@ -2,40 +2,49 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from blend.compensation import Corrected, absorbed_means, compensation
-from blend.consumer_inputs import compensation_images
+from blend.consumer_inputs import Grade, compensation_images
 from blend.inference import InferenceNetwork, portions
 from blend.progress import say
 from blend.pruning import PrunedNetwork, single_thread
 from blend.sequential import sequential
 from blend.task import Split, Task
-from criteria.graph import Keep
-
-if TYPE_CHECKING:
-    from blend.pruned.choice import Chosen
+from criteria.graph import ChannelGraph, Keep
 
 EXAMPLES = 8  # on which what was written is held against what was meant
 
 
-def compensated(chosen: Chosen, keep: Keep) -> Corrected:
+class Calibration(NamedTuple):
+    """What pruned networks are mended by.
+
+    Attributes:
+        inputs: Of the calibration split, shape (n, ...).
+        recalibration_images: So many of them re-estimate BatchNorm, as one batch; 0 leaves statistics as they are.
+        batch_size: Images per forward pass.
+    """
+
+    inputs: Tensor
+    recalibration_images: int = 256
+    batch_size: int = 64
+
+
+def compensated(model: nn.Module, graph: ChannelGraph, keep: Keep, calibration: Calibration, grade: Grade) -> Corrected:
     """The consumers' corrected tensors; says what could not be corrected as asked."""
-    config, model, graph = chosen.config, chosen.task.model, chosen.graph
-    batches = portions(
-        compensation_images(chosen.splits.calibration.inputs, config.recalibration_images), config.batch_size
-    )
-    absorbed = absorbed_means(graph) if config.recalibration_images else frozenset()
+    if grade == "none":
+        return Corrected({})
+    inputs, images, batch_size = calibration
+    batches = portions(compensation_images(inputs, images), batch_size)
+    absorbed = absorbed_means(graph) if images else frozenset()
     with single_thread(), torch.no_grad():
-        if chosen.compensate == "sequential":
-            corrected, notes = sequential(
-                model, graph, keep, batches, absorbed, recalibrated=config.recalibration_images > 0
-            )
+        if grade == "sequential":
+            corrected, notes = sequential(model, graph, keep, batches, absorbed, recalibrated=images > 0)
         else:
-            correct, notes = compensation(model, graph, batches, chosen.compensate, absorbed=absorbed)
+            correct, notes = compensation(model, graph, batches, grade, absorbed=absorbed)
             corrected = correct(keep)
     for note in notes:
         say(f"note: {note}")
@@ -44,17 +53,18 @@ def compensated(chosen: Chosen, keep: Keep) -> Corrected:
     return corrected
 
 
-def recalibrated(chosen: Chosen, keep: Keep, corrected: Corrected | None = None) -> nn.Module:
+def recalibrated(
+    model: nn.Module, graph: ChannelGraph, keep: Keep, calibration: Calibration, corrected: Corrected | None = None
+) -> nn.Module:
     """The pruned network, its BatchNorms with the statistics of all recalibration images taken as one batch."""
-    config, model = chosen.config, chosen.task.model
     tensors = {} if corrected is None else corrected.tensors
-    images = chosen.splits.calibration.inputs[: config.recalibration_images]
+    images = calibration.inputs[: calibration.recalibration_images]
     with single_thread(), torch.no_grad():
-        judged = InferenceNetwork(model, chosen.graph, chosen.splits.calibration.inputs[:EXAMPLES])
-        judged.prune(keep, portions(images, config.batch_size), tensors)
-        network = PrunedNetwork(model, chosen.graph).extract(keep, tensors)
-        network.load_state_dict(judged.statistics(), strict=False)
-    return network
+        network = InferenceNetwork(model, graph, calibration.inputs[:EXAMPLES])
+        network.prune(keep, portions(images, calibration.batch_size), tensors)
+        smaller = PrunedNetwork(model, graph).extract(keep, tensors)
+        smaller.load_state_dict(network.statistics(), strict=False)
+    return smaller
 
 
 def judged(network: nn.Module, task: Task, split: Split, batch_size: int) -> tuple[float, float]:

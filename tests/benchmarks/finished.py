@@ -18,9 +18,8 @@ from typing import Any
 from blend.contenders import winner
 from blend.evaluation import pack, unpack
 from blend.problem import Problem, prepare
-from blend.pruned.choice import Chosen
 from blend.pruned.finetuning import Recipe, finetuned
-from blend.pruned.step import compensated, heldout, recalibrated
+from blend.pruned.step import Calibration, compensated, judged, recalibrated
 from blend.pruning import single_thread
 from blend.runs import SCORES, Run
 from criteria.graph import Keep
@@ -127,15 +126,17 @@ def _masks(problem: Problem, folder: Path, cell: Cell) -> dict[str, Keep]:
 def _tested(problem: Problem, keep: Keep, grade: str, stage: str, seed: int) -> float:
     """Test accuracy of a pruned network: with the loop's compensation, with the sequential one, or trained further."""
     final = grade if stage == "recalibrated" or grade == "none" else "sequential"
-    chosen = Chosen(problem.config, problem.task, problem.splits, problem.graph, {}, {}, compensate=final)
-    network = recalibrated(chosen, keep, compensated(chosen, keep) if final != "none" else None)
-    task, batch = problem.task, problem.config.batch_size
+    config, calibration = problem.config, problem.splits.calibration.inputs
+    what = (problem.task.model, problem.graph, keep)
+    images = Calibration(calibration, config.recalibration_images, config.batch_size)
+    network = recalibrated(*what, images, compensated(*what, images, final))
+    task, batch = problem.task, config.batch_size
     if stage == "fine-tuned":
         assert task.finetune is not None
         recipe = Recipe.of(task.finetune)
         network, _ = finetuned(network, task.model, task, task.finetune.train, problem.splits.heldout, recipe, seed)
     with single_thread():
-        return heldout(network, task, problem.splits.test, batch)[1]
+        return judged(network, task, problem.splits.test, batch)[1]
 
 
 def _table(

@@ -435,7 +435,7 @@ def slow(marks: str, split: int):
         task.write_text(Path(TASK.partition(":")[0]).read_text() + self.SLOW)
         arguments = ["-o", f"marks={tmp_path}", "-o", f"split={split}", "--no-random-search"]
         process = launch(tmp_path, 1, f"{task}:slow", *arguments)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         cut = tmp_path / "cut"
         while not ((tmp_path / "begun").exists() and cut.exists() and (cut / "work" / "judge.pickle").exists()):
             assert time.monotonic() < deadline
@@ -480,7 +480,7 @@ def meanwhile(process, *arguments):
 
 def wait_for_generation(folder, process, generations=1):
     """Waits until so many generations of the search are committed."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while time.monotonic() < deadline and process.poll() is None:
         if (folder / "run.db").exists() and Run(folder).counts()["generations_done"] >= generations:
             return

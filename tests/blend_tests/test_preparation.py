@@ -36,7 +36,7 @@ def stopped(number, begun, *arguments):
     process = subprocess.Popen(
         [*BLEND, *map(str, arguments)], stderr=subprocess.PIPE, text=True, start_new_session=True, **ignores_nothing
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not begun.exists():
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline

@@ -91,6 +91,22 @@ def test_criterion_file_keeps_what_the_search_measured(capsys, tmp_path, criteri
             torch.testing.assert_close(tensor, smaller.state_dict()[name], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("grade", ["none", "patch"])
+def test_a_file_prunes_by_itself_as_the_command_does(capsys, tmp_path, criterion, grade):
+    file = BlendedCriterion.load(criterion).model_copy(update={"compensate": grade})
+    file.save(tmp_path / "mine.blend.json")
+    stages = prune(capsys, tmp_path / "mine.blend.json", TASK, "--out", tmp_path / "smaller", "--json")["stages"]
+    assert [stage["stage"] for stage in stages][2:] == ([] if grade == "none" else ["compensated"])
+    task = small()
+    smaller = file.prune(task.model, task.example_input, calibration=task.calibration[0][:256])
+    saved = load_pruned(tmp_path / "smaller", SmallNetwork).state_dict()
+    assert saved.keys() == smaller.state_dict().keys()
+    for name, tensor in smaller.state_dict().items():
+        assert torch.equal(tensor, saved[name])
+    with pytest.raises(InputError, match="calibration must hold at least one input, got none"):
+        file.prune(task.model, task.example_input, calibration=task.calibration[0][:0])
+
+
 def test_options_are_kept(capsys, tmp_path, criterion):
     out = tmp_path / "smaller"
     prune(capsys, criterion, TASK, "--out", out, "--round-to", "4", "--min-channels", "5", "--reduction", "0.3",
