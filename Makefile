@@ -9,8 +9,9 @@ SOURCES := setup.cfg pyproject.toml constraints.txt
 demo: .venv/runtime
 	$(BIN)/blend search digits --reduction 0.5 --evaluations 300 --name demo-$$(date +%Y%m%d-%H%M%S)
 
+# Two at once: most of a test is one thread's work. Tests of a file stay together, as they share what they have searched.
 test: .venv/dev lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: .venv/dev
 	$(BIN)/ruff check .

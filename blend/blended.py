@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,10 @@ from blend.identity import NetworkIdentity
 from blend.pruning import PrunedNetwork
 from criteria.graph import ChannelGraph, Keep
 from criteria.scores import ScoreTable
+
+
+class NotCompensatedWarning(UserWarning):
+    """A blend that was searched with compensation is used where nothing compensates."""
 
 
 class _Strict(BaseModel):
@@ -199,6 +204,16 @@ class BlendedCriterion(_Strict):
         }
         return Blender(table, self.normalisation).scores(formula)
 
+    def warn_of_no_compensation(self) -> None:
+        """Warns (`NotCompensatedWarning`) if it was searched with a compensation that is not done here."""
+        if self.compensate != "none":
+            warnings.warn(
+                f"the blend was searched for networks that are compensated ({self.compensate}), which is not done "
+                "here: it may keep far less than a blend that was searched with --compensate none",
+                NotCompensatedWarning,
+                stacklevel=3,
+            )
+
     def check_formula(self) -> None:
         """Refuses a file whose scores were searched channel by channel, so that no criterion speaks.
 
@@ -239,6 +254,7 @@ class BlendedCriterion(_Strict):
 
         Warns:
             OtherWeightsWarning: The scores were computed on other weights of this layout.
+            NotCompensatedWarning: The search compensated, and there is no calibration data to do so.
 
         Raises:
             InputError: If the network has another layout, naming the first difference; or the calibration data are
@@ -250,6 +266,7 @@ class BlendedCriterion(_Strict):
         keep = self.keep_mask(graph, reduction)
         self.network.warn_of_other_weights(model)
         if calibration is None:
+            self.warn_of_no_compensation()
             return PrunedNetwork(model, graph).extract(keep)
         from blend.pruned.step import Calibration, compensated, recalibrated  # loading a file needs none of it
 

@@ -40,6 +40,7 @@ class BlendedImportance:
         graph = ChannelGraph.build(model, example_input, ignore=blend.task.get("ignore", ()))
         self._scores = blend.frozen_scores(graph)
         blend.network.warn_of_other_weights(model)
+        blend.warn_of_no_compensation()
 
     def register(self, model: nn.Module) -> tuple[str, ...]:
         """Lets the blend decide which channels go first.

@@ -66,6 +66,7 @@ def mask(
     graph = ChannelGraph.build(model, example_input, ignore=criterion.task.get("ignore", ()))
     keep = criterion.keep_mask(graph, reduction)
     criterion.network.warn_of_other_weights(model)
+    criterion.warn_of_no_compensation()
     kept = np.append(keep, True)
     parameters = dict(_parameters(model))
     for axis in graph.axes:

@@ -63,6 +63,7 @@ class BlendedImportance:
         frozen = None if batches else self.criterion.frozen_scores(graph)
         if frozen is not None:
             self.criterion.network.warn_of_other_weights(model)
+        self.criterion.warn_of_no_compensation()
         self._survivors = Survivors(graph)
         self._ranks: dict[str, Tensor] = {}
         self._followed: tuple[Any, int] = (lambda: None, 0)  # a pruner's graph, weakly, and how much of its history

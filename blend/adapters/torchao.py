@@ -62,6 +62,7 @@ class BlendedSparsifier(BaseStructuredSparsifier):
         self._graph = graph = ChannelGraph.build(model, example_input, ignore=blend.task.get("ignore", ()))
         frozen = blend.frozen_scores(graph)
         blend.network.warn_of_other_weights(model)
+        blend.warn_of_no_compensation()
         chains = dict(_chains(model, graph))
         self.left_alone = tuple(name for name in frozen if name not in chains)
         scores = {name: values for name, values in frozen.items() if name in chains}

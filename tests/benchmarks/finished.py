@@ -83,15 +83,15 @@ def _finish(folder: Path, cell: Cell, finetune: int) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     run = Run(folder / _name(cell, BLEND))
     problem = prepare(run.config, run.folder / SCORES)
-    grade = cell[2]
-    for name, keep in _masks(problem, folder, cell).items():
-        values = found.setdefault(name, {})
-        for stage in STAGES if grade != "none" else ("recalibrated", "fine-tuned"):
-            have = values.setdefault(stage, [])
-            for seed in range(len(have), finetune if stage == "fine-tuned" else 1):
-                have.append(_tested(problem, keep, grade, stage, seed))
-                file.write_text(json.dumps(found, indent=1))
-                print(*cell, name, stage, have[-1], file=sys.stderr, flush=True)
+    masks = _masks(problem, folder, cell)
+    stages = STAGES if cell[2] != "none" else ("recalibrated", "fine-tuned")
+    todo = [(stage, seed) for stage in stages for seed in range(finetune if stage == "fine-tuned" else 1)]
+    for (stage, seed), (name, keep) in product(todo, masks.items()):
+        have = found.setdefault(name, {}).setdefault(stage, [])
+        if seed == len(have):
+            have.append(_tested(problem, keep, cell[2], stage, seed))
+            file.write_text(json.dumps(found, indent=1))
+            print(*cell, name, stage, have[-1], file=sys.stderr, flush=True)
     result = run.get("result")
     found["unpruned"] = {"recalibrated": [result["unpruned"]["test_metric"]]}
     singles = [b["test_metric"] for b in result["baselines"] if b["kind"] == "single"]
@@ -115,12 +115,11 @@ def _masks(problem: Problem, folder: Path, cell: Cell) -> dict[str, Keep]:
     masks = {
         "strongest single but cap": best([value for value in singles if value[1].name != "cap"]),
         "cap": best([value for value in singles if value[1].name == "cap"]),
-        "uniform blend": best([value for value in fitness.values() if value[1].kind == "uniform_blend"]),
     }
     for what in SEARCHES:
         run = Run(folder / _name(cell, what))
         masks[what] = unpack(winner(Archive(run.evaluations()), run.config.reduction).phenotype, len(problem.graph))
-    return masks
+    return {**masks, "uniform blend": best([value for value in fitness.values() if value[1].kind == "uniform_blend"])}
 
 
 def _tested(problem: Problem, keep: Keep, grade: str, stage: str, seed: int) -> float:

@@ -4,6 +4,7 @@ import copy
 import errno
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from blend import BlendedCriterion, Task, load_pruned
+from blend.blended import NotCompensatedWarning
 from blend.cli import run
 from blend.compensation import GRADES
 from blend.config import search_config
@@ -103,6 +105,9 @@ def test_a_file_prunes_by_itself_as_the_command_does(capsys, tmp_path, criterion
     assert saved.keys() == smaller.state_dict().keys()
     for name, tensor in smaller.state_dict().items():
         assert torch.equal(tensor, saved[name])
+    with warnings.catch_warnings(record=True) as caught:
+        file.prune(task.model, task.example_input)
+    assert [warning.category for warning in caught] == ([] if grade == "none" else [NotCompensatedWarning])
     with pytest.raises(InputError, match="calibration must hold at least one input, got none"):
         file.prune(task.model, task.example_input, calibration=task.calibration[0][:0])
 
