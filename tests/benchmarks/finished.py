@@ -28,8 +28,8 @@ from search.archive import Archive
 BLEND = "blend"
 SEARCHES = {  # what the table calls it, its runs, and how it is searched
     BLEND: ("cluster", "--encoding cluster"),
-    "blend, direct signed": ("direct", "--encoding direct --signed"),
-    "cap, allocation searched": ("alloc", "--encoding allocation --base cap"),
+    "blend direct signed": ("direct", "--encoding direct --signed"),
+    "cap with searched allocation": ("alloc", "--encoding allocation --base cap"),
     "mask swap": ("swap", "--encoding mask --strategy swap"),
 }
 CRITERIA = "l1,l2,fpgm,bn_scale,taylor_l1,taylor_l2,taylor_fo,fisher,mean_activation,apoz,hrank,cap"
@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--compensate", default="none,patch", help="in the loop; what is shipped gets sequential then")
     parser.add_argument("--evaluations", type=int, default=300)
     parser.add_argument("--finetune", type=int, default=2, help="seeds of fine-tuning for each network")
+    parser.add_argument("--tuned", default="", help="rows to fine-tune, with commas; all by default")
     given = parser.parse_args(arguments)
     seeds, reductions, grades = (getattr(given, name).split(",") for name in ("seeds", "reductions", "compensate"))
     given.folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for grade, seed in product(grades, seeds):
             for what in SEARCHES:
                 _search(given.folder, given.task, (seed, reduction, grade), what, given.evaluations)
-            results[seed, grade] = _finish(given.folder, (seed, reduction, grade), given.finetune)
+            results[seed, grade] = _finish(given.folder, (seed, reduction, grade), given.finetune, given.tuned)
         print(f"\n{given.task}, reduction {reduction}, {len(seeds)} networks, test accuracy\n")
         print("\n".join(_table(results, seeds, grades)), flush=True)
 
@@ -77,7 +78,7 @@ def _name(cell: Cell, what: str) -> str:
     return "-".join((*cell, SEARCHES[what][0]))
 
 
-def _finish(folder: Path, cell: Cell, finetune: int) -> dict[str, Any]:
+def _finish(folder: Path, cell: Cell, finetune: int, tuned: str) -> dict[str, Any]:
     """Test accuracies of all contenders at every stage, kept in a file beside the runs."""
     file = folder / f"{'-'.join(cell)}.json"
     found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
@@ -88,7 +89,7 @@ def _finish(folder: Path, cell: Cell, finetune: int) -> dict[str, Any]:
     todo = [(stage, seed) for stage in stages for seed in range(finetune if stage == "fine-tuned" else 1)]
     for (stage, seed), (name, keep) in product(todo, masks.items()):
         have = found.setdefault(name, {}).setdefault(stage, [])
-        if seed == len(have):
+        if seed == len(have) and (stage != "fine-tuned" or not tuned or name in tuned.split(",")):
             have.append(_tested(problem, keep, cell[2], stage, seed))
             file.write_text(json.dumps(found, indent=1))
             print(*cell, name, stage, have[-1], file=sys.stderr, flush=True)
