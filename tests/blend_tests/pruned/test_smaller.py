@@ -193,6 +193,7 @@ def test_better_grades_err_less(capsys, tmp_path, task):
         (["l1", TASK, "--round-to", "0"], "round-to must be at least 1, got 0"),
         (["l1", TASK, "--min-channels", "0"], "min-channels must be at least 1, got 0"),
         (["l1", TASK, "--allocation", "globe"], "allocation must be one of global, uniform, got 'globe'; did you mean"),
+        (["l1", TASK, "--cost", "latency", "--iterative", "2"], "iterative must be left out with cost 'latency'"),
         (["l1", TASK, "--cost", "seconds"], "cost must be one of macs, params, latency, got 'seconds'"),
         (["missing.json", TASK], "cannot read 'missing.json'"),
         (["l1"], "Missing argument 'TASK'"),
