@@ -264,7 +264,9 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Runs one command and returns its exit code: 0 done, 2 bad input, 3 failed, 130 interrupted."""
     try:
-        return int(app(arguments, standalone_mode=False) or DONE)
+        code = int(app(arguments, standalone_mode=False) or DONE)
+        # Typer makes an exit code of Ctrl-C where no command did better, and says nothing.
+        return _complain("interrupted", INTERRUPTED) if code == INTERRUPTED else code
     except Interrupted as error:
         return _complain(error, INTERRUPTED)
     except (KeyboardInterrupt, typer.Abort):

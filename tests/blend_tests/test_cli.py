@@ -266,3 +266,14 @@ def test_help_teaches_and_is_quick():
         one = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=wide)
         assert one.returncode == 0
         assert f"Example:  blend {command}" in one.stdout
+
+
+@pytest.mark.parametrize("command", [["compare"], ["transfer", "it.blend.json"]])
+def test_ctrl_c_is_told_where_there_is_nothing_to_go_on_with(monkeypatch, capsys, command):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("blend.comparison.compare", interrupted)
+    monkeypatch.setattr("blend.transfer.transfer", interrupted)
+    assert run([*command, f"{TASK_FILE}:small"]) == 130
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "interrupted"
