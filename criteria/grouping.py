@@ -29,6 +29,11 @@ def build_graph(model: nn.Module, example_input: Tensor, ignore: Sequence[str]) 
         raise GraphError(f"the network cannot be copied: {error}") from error
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = trace(copied, example_input, ignored, _whole_layers(model, shapes))
+    if not found.made:
+        raise GraphError(
+            "the network must call conv or linear layers of its own, and a copy of it calls none; a forward that is "
+            "replaced on the instance keeps calling the layers of the network that it was made for"
+        )
     grouping = _Grouping(found)
     groups, notes = grouping.groups()
     if not groups:

@@ -213,6 +213,14 @@ def test_channels_that_reach_the_output_are_never_prunable(net):
         ChannelGraph.build(net, IMAGES)
 
 
+def test_a_forward_that_keeps_calling_another_networks_layers_is_refused():
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    calls_these = network.forward
+    network.forward = lambda images: calls_these(images) * 2
+    with pytest.raises(GraphError, match="replaced on the instance keeps calling the layers of the network"):
+        ChannelGraph.build(network, torch.ones(1, 3, 8, 8))
+
+
 @pytest.mark.parametrize("name", ["resnet20", "vgg16_bn", "mobilenetv2"])
 def test_positions_times_elements_are_the_macs(name):
     net = build_network(name, in_channels=3, classes=10, width=4 if name == "resnet20" else 0.25).eval()
