@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 
 from blend.errors import InputError
 from blend.task import check_task, load_task
@@ -47,3 +48,10 @@ def test_a_small_network_learns_quickly():
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         digits(**options)
+
+
+@pytest.mark.parametrize(("network", "features"), [("resnet56", 32), ("vgg16_bn", 256), ("mobilenetv2", 640)])
+def test_networks_are_half_as_wide_as_usual(network, features):
+    model = digits(network=network, epochs=0).model
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    assert last.in_features == features
