@@ -12,18 +12,18 @@ from pathlib import Path
 
 from torch import Tensor
 
-from blend.baselines import Baseline, Contest
+from blend.blended.formula import Blender
 from blend.budget import ALLOCATIONS, CostModel, floors, keep_mask
-from blend.compensation import gathered
 from blend.config import SearchConfig
-from blend.consumer_inputs import Reading
-from blend.encoding import Clusters, Encoding, Genomes, encoding_for
 from blend.errors import InputError
-from blend.formula import Blender
-from blend.front import FrontEncoding
 from blend.identity import weight_hash
+from blend.objective.baselines import Baseline, Contest
+from blend.objective.encoding import Clusters, Encoding, Genomes, encoding_for
+from blend.objective.front import FrontEncoding
 from blend.progress import Progress, progress, say
 from blend.pruning import check_slicing, single_thread
+from blend.pruning.compensation import gathered
+from blend.pruning.consumer_inputs import Reading
 from blend.task import Splits, Task, check_task, load_task, task_function
 from criteria import CRITERIA, ChannelGraph, Criterion, CriterionError, ScoreTable, cluster, score
 from criteria.grouping import matching_layers

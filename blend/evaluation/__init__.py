@@ -1,0 +1,23 @@
+"""Judging candidates: what a pruned network is worth, in which process, and when to stop asking."""
+
+from blend.evaluation.judge import (
+    HeldoutEvaluation,
+    Judge,
+    Settings,
+    TestEvaluation,
+    Workspace,
+    in_full_precision,
+    pack,
+    unpack,
+)
+
+__all__ = [
+    "HeldoutEvaluation",
+    "Judge",
+    "Settings",
+    "TestEvaluation",
+    "Workspace",
+    "in_full_precision",
+    "pack",
+    "unpack",
+]
