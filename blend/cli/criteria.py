@@ -39,7 +39,7 @@ def criteria(
 
     A parameter is set behind the name, wherever criteria are chosen: --criteria l1,obd:probes=16.
     """
-    from blend.problem import all_criteria, criterion_named
+    from blend.scoring import all_criteria, criterion_named
     from criteria.catalogue import record
 
     if name is not None:

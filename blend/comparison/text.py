@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from blend.comparison.compare import SAME
-from blend.problem import notes_in_words
+from blend.scoring import notes_in_words
 
 _COST = {"macs": "MACs", "params": "parameters"}
 

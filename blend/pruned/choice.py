@@ -13,7 +13,7 @@ from blend.budget import ALLOCATIONS, COSTS, Cost, CostModel, Scores, floors, ke
 from blend.config import SearchConfig, search_config
 from blend.errors import InputError, nearest
 from blend.identity import weight_hash
-from blend.problem import checked_graph, ignored_groups, loaded_task, prepare
+from blend.problem import prepare
 from blend.progress import say
 from blend.pruned.latency import LatencyModel, fitted
 from blend.pruned.layer_timing import checked_by_a_network, timed_passes
@@ -23,6 +23,7 @@ from blend.pruned.step import Calibration
 from blend.pruned.timing import batch_of
 from blend.pruning.compensation import GRADES
 from blend.pruning.consumer_inputs import Grade
+from blend.scoring import checked_graph, ignored_groups, loaded_task
 from blend.task import Splits, Task
 from criteria.graph import ChannelGraph, Keep
 
