@@ -37,7 +37,7 @@ from blend.pipeline.contenders import (
 from blend.pipeline.evidence import verdict
 from blend.pipeline.export import blended_criterion
 from blend.pipeline.phase import Phase
-from blend.pipeline.precision import AGREEMENT, MASKS, WORTHWHILE, agreement, finalists, is_possible, trial_masks
+from blend.pipeline.precision import chosen_precision, finalists
 from blend.problem import Problem, prepare
 from blend.progress import progress, say
 from blend.report.figure import draw_result
@@ -207,29 +207,9 @@ class _Execution:
 
     def _choose_precision(self, executor: Executor, interruption: Interruption) -> None:
         """Settles once for the whole run what the layers of its candidates compute in."""
-        if self.run.get("precision") is not None:
-            return
-        chosen: dict[str, Any] = {"precision": self.config.precision}
-        if self.config.precision == "auto":
-            worthwhile = self.config.evaluations >= WORTHWHILE and is_possible(self.problem.task.model)
-            chosen = self._compared_precision(executor, interruption) if worthwhile else {"precision": "fp32"}
-        self.run.commit({**chosen, **self._clock()})
-
-    def _compared_precision(self, executor: Executor, interruption: Interruption) -> dict[str, Any]:
-        masks = trial_masks(self.problem)
-        answers: list[list[Any]] = []
-        with progress("comparing fp32 and bf16", 2 * len(masks)) as bar:
-            for half in (False, True):
-                side: list[Any] = [None] * len(masks)
-                for index, answer in executor.run(replace(self.evaluate, half=half), masks):
-                    side[index] = answer
-                    bar.advance(1)
-                    interruption.check()
-                answers.append(side)
-        correlation = agreement(*answers)
-        chosen = "bf16" if correlation >= AGREEMENT else "fp32"
-        say(f"note: the search computes in {chosen}: bf16 ranks {MASKS} random masks like fp32 to {correlation:.4f}")
-        return {"precision": chosen, "precision-agreement": correlation}
+        if self.run.get("precision") is None:
+            chosen = chosen_precision(self.problem, self.evaluate, executor, interruption.check)
+            self.run.commit({**chosen, **self._clock()})
 
     def _final(self, phase: str, executor: Executor, interruption: Interruption) -> None:
         """Judges the best of a search in full precision: only that is compared. What is known is not judged again."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,11 @@ from scipy import stats
 from torch import nn
 
 from blend.budget import keep_mask
-from blend.evaluation import pack
+from blend.evaluation import HeldoutEvaluation, pack
 from blend.problem import Problem
+from blend.progress import progress, say
 from search.archive import Evaluation
-from search.executor import Failure
+from search.executor import Executor, Failure
 
 MASKS = 24
 """Random masks that both precisions are held against each other on."""
@@ -24,6 +26,47 @@ WORTHWHILE = 200
 """Evaluations below which the comparison would cost more than half precision saves."""
 FINALISTS = 8
 """Of each search, judged once more in full precision before the best is chosen."""
+
+
+def chosen_precision(
+    problem: Problem, evaluate: HeldoutEvaluation, executor: Executor, check: Callable[[], None]
+) -> dict[str, Any]:
+    """What the layers of a run's candidates are to compute in, as the run keeps it.
+
+    Args:
+        problem: What is searched.
+        evaluate: Judges in full precision.
+        executor: Where.
+        check: Called between two candidates; raises to stop.
+
+    Returns:
+        ``precision``, and ``precision-agreement`` where both were compared.
+    """
+    config = problem.config
+    if config.precision != "auto":
+        return {"precision": config.precision}
+    if config.evaluations < WORTHWHILE or not is_possible(problem.task.model):
+        return {"precision": "fp32"}
+    return _compared(problem, evaluate, executor, check)
+
+
+def _compared(
+    problem: Problem, evaluate: HeldoutEvaluation, executor: Executor, check: Callable[[], None]
+) -> dict[str, Any]:
+    masks = trial_masks(problem)
+    answers: list[list[Any]] = []
+    with progress("comparing fp32 and bf16", 2 * len(masks)) as bar:
+        for half in (False, True):
+            side: list[Any] = [None] * len(masks)
+            for index, answer in executor.run(replace(evaluate, half=half), masks):
+                side[index] = answer
+                bar.advance(1)
+                check()
+            answers.append(side)
+    correlation = agreement(*answers)
+    chosen = "bf16" if correlation >= AGREEMENT else "fp32"
+    say(f"note: the search computes in {chosen}: bf16 ranks {MASKS} random masks like fp32 to {correlation:.4f}")
+    return {"precision": chosen, "precision-agreement": correlation}
 
 
 def is_possible(model: nn.Module) -> bool:

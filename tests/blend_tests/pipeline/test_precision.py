@@ -22,7 +22,6 @@ def fast(monkeypatch):
     """A processor that has bfloat16, and a comparison that is always worth its while."""
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     monkeypatch.setattr(precision, "WORTHWHILE", 1)
-    monkeypatch.setattr("blend.pipeline.order.WORTHWHILE", 1)
 
 
 def test_what_is_compared_and_exported_was_judged_in_full_precision(tmp_path):
@@ -47,7 +46,7 @@ def test_in_full_precision_nothing_is_judged_twice(tmp_path):
 
 @pytest.mark.usefixtures("fast")
 def test_half_precision_is_chosen_if_it_ranks_alike_and_kept_on_resume(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("blend.pipeline.order.AGREEMENT", 0.9)  # a small network whose candidates are much alike
+    monkeypatch.setattr("blend.pipeline.precision.AGREEMENT", 0.9)  # a small network whose candidates are much alike
     run = start(search_config(**SMALL), tmp_path / "run")
     assert run.get("precision") == "bf16"
     assert run.get("precision-agreement") > 0.9
@@ -56,7 +55,7 @@ def test_half_precision_is_chosen_if_it_ranks_alike_and_kept_on_resume(tmp_path,
 
 @pytest.mark.usefixtures("fast")
 def test_full_precision_is_kept_if_half_ranks_differently(tmp_path, monkeypatch):
-    monkeypatch.setattr("blend.pipeline.order.AGREEMENT", 1.1)
+    monkeypatch.setattr("blend.pipeline.precision.AGREEMENT", 1.1)
     run = start(search_config(**SMALL), tmp_path / "run")
     assert run.get("precision") == "fp32"
     assert [e.phenotype for e in run.evaluations() if e.phase == "search"]
