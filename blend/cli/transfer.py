@@ -52,8 +52,8 @@ def transfer(
     from blend.comparison.figure import check_figure
     from blend.config import parse_options
     from blend.transfer.figure import SUFFIXES, draw_transfer
+    from blend.transfer.places import parse_reductions
     from blend.transfer.text import print_transfer
-    from blend.transfer.trial import parse_reductions
     from blend.transfer.trial import transfer as transferred
 
     if figure is not None:

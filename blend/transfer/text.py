@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from blend.transfer.trial import FROZEN, RECOMPUTED
+from blend.transfer.places import FROZEN, RECOMPUTED
 
 KINDS = {FROZEN: "frozen", RECOMPUTED: "recomputed", "uniform_blend": "uniform blend"}
 _COLOURS = {"wins": "bold green", "loses": "bold red", "not told apart": "default"}

@@ -15,8 +15,9 @@ from blend.evaluation import Judge, Settings
 from blend.pipeline.evidence import paired_interval
 from blend.problem import prepare
 from blend.transfer.figure import draw_transfer
+from blend.transfer.places import FROZEN, RECOMPUTED, mask_or_reason, parse_reductions, parse_task, pool
 from blend.transfer.text import answer, print_transfer
-from blend.transfer.trial import FROZEN, RECOMPUTED, mask_or_reason, parse_reductions, parse_task, pool, transfer
+from blend.transfer.trial import transfer
 
 from ..adapters.blends import blend_for
 
