@@ -3,6 +3,7 @@
 Nothing here knows of networks, so that looking at runs is quick.
 """
 
+from blend.runs.directory import all_runs, find_run, open_run, run_folder
 from blend.runs.folder import (
     CONFIG,
     CONTROL,
@@ -17,12 +18,8 @@ from blend.runs.folder import (
     STOP,
     WORK,
     Run,
-    all_runs,
     check_free,
     export_at,
-    find_run,
-    open_run,
-    run_folder,
 )
 
 __all__ = [

@@ -1,7 +1,4 @@
-"""The run folder and its database: a run's whole truth, written by one process, read by any number.
-
-Nothing here knows of networks, so that looking at runs is quick.
-"""
+"""One run folder: what lies in it, who may write to it, and how it is read."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blend.errors import BlendError, InputError, described, nearest
+from blend.errors import BlendError, InputError, described
 from blend.progress import say
 from blend.runs.database import SCHEMA, Database
 from search.archive import Evaluation
@@ -238,17 +235,6 @@ class Run:
         return (self.folder / LOCK).open()
 
 
-def run_folder(runs_dir: Path, name: str) -> Path:
-    """Where a run of that name lies.
-
-    Raises:
-        InputError: If the name is not that of a plain, visible folder.
-    """
-    if not name or name.startswith(".") or Path(name).name != name:
-        raise InputError(f"name must be a plain folder name, got '{name}'")
-    return runs_dir / name
-
-
 def check_free(folder: Path) -> None:
     """Refuses a run folder that exists, or whose parent cannot be written to.
 
@@ -265,40 +251,6 @@ def check_free(folder: Path) -> None:
             pass
     except OSError as error:
         raise InputError(f"runs-dir must be a folder that can be written to, got '{folder.parent}': {error}") from error
-
-
-def open_run(runs_dir: Path, name: str) -> Run:
-    """Opens a run by its name under the runs directory, or by its path.
-
-    Raises:
-        InputError: If there is no such run, with the nearest names.
-    """
-    return Run(find_run(runs_dir, name))
-
-
-def find_run(runs_dir: Path, name: str) -> Path:
-    """The folder of a run, whole or not.
-
-    Raises:
-        InputError: If there is no such run, with the nearest names.
-    """
-    for folder in (runs_dir / name, Path(name)):
-        if (folder / CONFIG).is_file():
-            return folder
-    known = [run.name for run in all_runs(runs_dir)]
-    raise InputError(f"no run '{name}' in '{runs_dir}'{nearest(name, known)}")
-
-
-def all_runs(runs_dir: Path) -> list[Run]:
-    """Every run under a directory, oldest first; one that cannot be read is only told of."""
-    folders = [path.parent for path in runs_dir.glob(f"[!.]*/{CONFIG}")]  # drafts of runs being made are hidden
-    runs = []
-    for folder in sorted(folders, key=lambda path: (path / CONFIG).stat().st_mtime):
-        try:
-            runs.append(Run(folder))
-        except InputError as error:
-            say(f"note: {error}")
-    return runs
 
 
 def _locked(file: Any) -> bool:
