@@ -17,7 +17,7 @@ from typing import Any
 
 from blend.config import SearchConfig
 from blend.errors import InputError
-from blend.evaluation.judge import Workspace
+from blend.evaluation.workspace import Workspace
 from search.cargo import Cargo
 from search.errors import SearchError
 from search.executor import Executor, LocalExecutor
