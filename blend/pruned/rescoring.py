@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from blend.blended import BlendedCriterion, BlendedGroup
 from blend.budget import uniform
-from blend.problem import scored
 from blend.progress import say
 from blend.pruned.choice import Chosen, Request
+from blend.scoring import scored
 from blend.task import Task
 from criteria.graph import ChannelGraph
 from criteria.scores import ScoreTable

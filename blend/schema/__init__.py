@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from blend.blended import json_schema
-from blend.document import SCHEMA_VERSION
+from blend.blended.document import SCHEMA_VERSION
 
 FILE = Path(__file__).parent / f"blended-criterion-{SCHEMA_VERSION}.schema.json"
 

@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blend.budget import CostModel, keep_mask
-from blend.compensation import gathered
-from blend.consumer_inputs import Grade
 from blend.evaluation import Judge, Settings
 from blend.pruning import PrunedNetwork
+from blend.pruning.compensation import gathered
+from blend.pruning.consumer_inputs import Grade
 from blend.task import Split, accuracy
 from blend.tasks.networks import build_network
 from criteria import ChannelGraph
@@ -145,4 +145,3 @@ class _Candidate:
 @cache
 def _candidate(name: str) -> _Candidate:
     return _Candidate(name)
-

@@ -15,8 +15,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from blend.contenders import winner
 from blend.evaluation import pack, unpack
+from blend.pipeline.contenders import winner
 from blend.problem import Problem, prepare
 from blend.pruned.finetuning import Recipe, finetuned
 from blend.pruned.step import Calibration, compensated, judged, recalibrated

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from blend.budget import CostModel, Scores, floors, keep_mask, uniform
-from blend.inference import InferenceNetwork
 from blend.pruned.latency import LatencyModel, fitted
 from blend.pruned.layer_timing import checked_by_a_network, timed_passes
 from blend.pruned.rounding import rounded_keep_mask
 from blend.pruned.timing import median_interval, seconds_in_turns
 from blend.pruning import PrunedNetwork
+from blend.pruning.inference import InferenceNetwork
 from blend.tasks.networks import build_network
 from criteria import ChannelGraph
 from criteria.graph import ChannelGroup

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from blend.blended import NetworkIdentity
 from blend.budget import CostModel, floors, keep_mask
+from blend.identity import NetworkIdentity
 from blend.pruned.saved import RECORD, WEIGHTS, PruningRecord, cuts, load_pruned, removed_channels, write_weights
 from blend.pruning import PrunedNetwork
 from criteria import ChannelGraph

@@ -3,7 +3,7 @@
 import numpy as np
 
 from blend.blended import BlendedCriterion, BlendedGroup, CriterionRecord, Spokesman, layer_names, library_versions
-from blend.formula import Blender, GroupFormula
+from blend.blended.formula import Blender, GroupFormula
 from blend.identity import NetworkIdentity, weight_hash
 from criteria import ScoreTable
 

@@ -15,8 +15,8 @@ import torch_pruning as tp
 
 from blend.adapters.torch_pruning import BlendedImportance, UnreachedRatioWarning, register_importance
 from blend.blended import BlendedCriterion
+from blend.blended.formula import Blender, GroupFormula
 from blend.errors import InputError
-from blend.formula import Blender, GroupFormula
 from blend.identity import OtherWeightsWarning
 from blend.tasks.networks import build_network
 from criteria import CRITERIA, ChannelGraph, CriterionError, score

@@ -14,9 +14,9 @@ import torch
 
 from blend import load_pruned
 from blend.blended import BlendedCriterion, BlendedGroup, Spokesman
+from blend.blended.formula import Blender, GroupFormula
 from blend.cli import run
 from blend.config import search_config
-from blend.formula import Blender, GroupFormula
 from blend.identity import NetworkIdentity
 from blend.problem import prepare
 from blend.pruned.iterative import RemainingCost, composed

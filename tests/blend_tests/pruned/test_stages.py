@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from blend.cli import run
-from blend.cli_prune import _print_stages, rounded
+from blend.cli.prune import _print_stages, rounded
 from blend.pruned import stages
 from blend.pruned.saved import PruningRecord
 

@@ -1,0 +1,105 @@
+"""Which executor a run uses, and how its workers get the network and the data."""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import os
+import pickle
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blend.config import SearchConfig
+from blend.errors import InputError
+from blend.evaluation.workspace import Workspace
+from search.cargo import Cargo
+from search.errors import SearchError
+from search.executor import Executor, LocalExecutor
+
+PREFIX = "blend-worker-"
+YOUNG = 60.0  # seconds in which a folder may not have been locked yet by whoever made it
+_unpacked: dict[str, str] = {}
+
+
+def open_executor(config: SearchConfig) -> Executor:
+    """Starts workers, which get ready meanwhile, or connects to them, before anything else is done.
+
+    Raises:
+        InputError: If they cannot be reached.
+    """
+    if config.executor == "local" or config.address is None:
+        executor = LocalExecutor(config.workers, timeout=config.timeout)
+        executor.start("blend.evaluation")
+        return executor
+    try:
+        return _cluster(config.executor)(config.address, config.timeout)
+    except SearchError as error:
+        raise InputError(f"--{error}") from error  # it begins with the name of the parameter
+
+
+def _cluster(executor: str) -> Callable[[str, float | None], Executor]:
+    if executor == "dask":
+        from search.dask_executor import DaskExecutor
+
+        return DaskExecutor
+    from search.ray_executor import RayExecutor
+
+    return RayExecutor
+
+
+@dataclass(frozen=True)
+class ShippedWorkspace(Workspace, Cargo):
+    """A workspace for workers on other machines: pickled, it is its files; unpickled, a local workspace with them.
+
+    The task's file or module must be importable there under the same name.
+    """
+
+    @property
+    def key(self) -> str:
+        """The token: one for each writing."""
+        return self.token
+
+    def pack(self) -> bytes:
+        """The pickled files."""
+        return pickle.dumps(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        files = {path.name: path.read_bytes() for path in sorted(Path(self.folder).iterdir())}
+        return _unpack, (self.task, self.token, files)
+
+
+def _unpack(task: str, token: str, files: dict[str, bytes]) -> Workspace:
+    if token not in _unpacked:
+        while _unpacked:
+            shutil.rmtree(_unpacked.popitem()[1], ignore_errors=True)
+        _unpacked[token] = folder = _new_folder()
+        for name, content in files.items():
+            (Path(folder) / name).write_bytes(content)
+    return Workspace(_unpacked[token], task, token)
+
+
+def _new_folder() -> str:
+    """A folder that is this process' for as long as it lives; those of processes that were killed are removed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with suppress(OSError):  # it is another user's, or is being removed
+            _remove_if_left(folder)
+    made = tempfile.mkdtemp(prefix=PREFIX)
+    fcntl.flock(os.open(made, os.O_RDONLY), fcntl.LOCK_EX)
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
+
+
+def _remove_if_left(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if time.time() - folder.stat().st_mtime > YOUNG:
+            shutil.rmtree(folder)
+    finally:
+        os.close(handle)

@@ -1,0 +1,172 @@
+"""Judging pruned networks, one after the other: fitness, loss, metric and cost of a keep mask."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from blend.budget import CostModel
+from blend.evaluation.racing import estimate, is_hopeless, weighted_mean
+from blend.pruning import single_thread
+from blend.pruning.compensation import Compensation, absorbed_means
+from blend.pruning.consumer_inputs import Reading
+from blend.pruning.inference import InferenceNetwork, portions
+from blend.task import Split
+from criteria.graph import ChannelGraph, Keep
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+_EXAMPLES = 32  # on which it is tried whether a network can be folded
+_HALF = b"\x01"
+_CHUNK = 16  # examples whose mean counts as one observation when candidates are compared
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How candidates are judged.
+
+    Attributes:
+        cost: What the reduction counts: ``macs`` or ``params``.
+        fitness: ``loss`` (minus the held-out loss) or ``metric``.
+        recalibration_images: Calibration images that BatchNorm statistics are re-estimated on; 0 for none.
+        batch_size: Images per forward pass.
+        precision: What layers compute in; None for the network's own.
+    """
+
+    cost: str = "macs"
+    fitness: str = "loss"
+    recalibration_images: int = 256
+    batch_size: int = 64
+    precision: torch.dtype | None = None
+
+
+def pack(keep: Keep, *, half: bool = False) -> bytes:
+    """A candidate's phenotype: its keep mask, eight channels a byte, and a mark if it is judged in half precision."""
+    return np.packbits(keep).tobytes() + (_HALF if half else b"")
+
+
+def in_full_precision(phenotype: bytes, channels: int) -> bytes:
+    """The same candidate, judged in the network's own precision."""
+    return phenotype[: math.ceil(channels / 8)]
+
+
+def unpack(phenotype: bytes, channels: int) -> Keep:
+    """The keep mask of a phenotype."""
+    return np.unpackbits(np.frombuffer(phenotype, dtype=np.uint8), count=channels).astype(bool)
+
+
+class Judge:
+    """Prunes, recalibrates and measures candidates, one after the other, on one core.
+
+    Args:
+        model: The unpruned network.
+        graph: Its channel graph.
+        loss: The task's loss, a mean over the batch.
+        metric: The task's metric, one value per example.
+        calibration: Inputs for recalibration.
+        settings: How candidates are judged.
+        known: The inputs of consumers, with statistics: these are corrected before recalibration, in every candidate.
+    """
+
+    def __init__(
+        self, model: nn.Module, graph: ChannelGraph, loss: Loss, metric: Loss, calibration: Tensor, settings: Settings,
+        known: Sequence[Reading] = (),
+    ) -> None:  # fmt: skip
+        with single_thread():
+            example = calibration[:_EXAMPLES]
+            self.network = InferenceNetwork(_fast_layout(model, calibration), graph, example, settings.precision)
+        absorbed = absorbed_means(graph) if settings.recalibration_images else frozenset()
+        self.compensation = Compensation(model, known, absorbed)
+        self.settings = settings
+        self.graph = graph
+        self.loss = loss
+        self.metric = metric
+        images = self._ready(calibration[: settings.recalibration_images])
+        self.recalibration = portions(images, settings.batch_size)
+        self.cost = CostModel(graph, settings.cost)
+
+    def judge(self, keep: Keep, split: Split, rival: Sequence[float] = ()) -> dict[str, Any]:
+        """Fitness, loss, metric and cost of one candidate on a split.
+
+        Args:
+            keep: The channels that stay.
+            split: Held-out data during a search.
+            rival: ``chunks`` of another candidate's answer on the same split. Judging ends as soon as it is clear that
+                this one falls short of it.
+
+        Returns:
+            ``fitness``, ``loss``, ``metric``, ``cost`` and ``reduction``, plain numbers; ``chunks``, the fitness on
+            each chunk of the split. Where judging ended early, the first three are estimated from the examples seen
+            (the fitness, from the difference to the rival: it is below the rival's), and ``share`` says how many these
+            were.
+        """
+        loss, values, chunks = self._measure(keep, split, rival)
+        metric = float(values.mean())
+        cost = self.cost(keep)
+        answer = {
+            "fitness": -loss if self.settings.fitness == "loss" else metric,
+            "loss": loss,
+            "metric": metric,
+            "cost": cost,
+            "reduction": 1.0 - cost / self.cost.full,
+            "chunks": chunks,
+        }
+        if len(values) < len(split):
+            answer["fitness"] = estimate(chunks, rival, self._sizes(split))
+            answer["share"] = len(values) / len(split)
+        return answer
+
+    def measure(self, keep: Keep, split: Split) -> tuple[float, NDArray[np.float64]]:
+        """Mean loss and the metric's value of every example, after recalibration.
+
+        A mask that keeps everything stands for the unpruned network, which is measured as it is.
+        """
+        loss, values, _ = self._measure(keep, split)
+        return loss, values
+
+    def _measure(
+        self, keep: Keep, split: Split, rival: Sequence[float] = ()
+    ) -> tuple[float, NDArray[np.float64], list[float]]:
+        """Mean loss, the metric of every example, and the fitness of each chunk, as far as judging goes."""
+        losses: list[float] = []
+        values: list[NDArray[np.float64]] = []
+        sizes = self._sizes(split)
+        with single_thread(), torch.no_grad():
+            corrected = self.compensation(keep).tensors
+            network = self.network.prune(keep, () if keep.all() else self.recalibration, corrected)
+            for inputs, targets in split.batches(self.settings.batch_size):
+                outputs = network(self._ready(inputs))
+                outputs = outputs.float() if outputs.dtype is self.settings.precision else outputs
+                for part, truth in zip(torch.split(outputs, _CHUNK), torch.split(targets, _CHUNK), strict=True):
+                    losses.append(float(self.loss(part, truth)))
+                    values.append(self.metric(part, truth).double().numpy())
+                chunks = [-x for x in losses] if self.settings.fitness == "loss" else [float(v.mean()) for v in values]
+                if rival and is_hopeless(chunks, rival, sizes):
+                    break
+        return weighted_mean(losses, sizes[: len(losses)]), np.concatenate(values), chunks
+
+    def _sizes(self, split: Split) -> list[int]:
+        """Examples in each chunk of a split: batches are cut into chunks."""
+        size = self.settings.batch_size
+        batches = (min(size, len(split) - start) for start in range(0, len(split), size))
+        return [min(_CHUNK, batch - start) for batch in batches for start in range(0, batch, _CHUNK)]
+
+    def _ready(self, inputs: Tensor) -> Tensor:
+        """Inputs in the precision of the layers; whole numbers (tokens) stay."""
+        precision = self.settings.precision if inputs.is_floating_point() else None
+        return inputs if precision is None else inputs.to(precision)
+
+
+def _fast_layout(model: nn.Module, inputs: Tensor) -> nn.Module:
+    if inputs.ndim == 4:
+        copied = copy.deepcopy(model)  # it would change the caller's
+        return copied.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return model

@@ -1,0 +1,133 @@
+"""What workers find the network and the data through, and what they run."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from blend.evaluation.judge import Judge, Settings, unpack
+from blend.pruning.consumer_inputs import Reading, rejoined, statistics_only
+from blend.task import Split, Splits, Task, task_function
+from criteria.graph import ChannelGraph
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The scratch folder through which workers get the network and the data: each loads it once, memory-mapped.
+
+    It is written anew by the process that drives the run each time a search starts or is resumed, is read by this
+    run's workers only, and is gone when the run ends; nothing else ever loads it.
+
+    Attributes:
+        folder: Where it is.
+        task: The task's name; its module is imported before the network is unpickled.
+        token: Tells this writing from earlier ones, so that a living worker does not use an old network.
+    """
+
+    folder: str
+    task: str
+    token: str
+
+    def write(
+        self, task: Task, graph: ChannelGraph, splits: Splits, settings: Settings, known: Sequence[Reading] = ()
+    ) -> None:
+        """Puts down everything that :meth:`judge` needs."""
+        folder = Path(self.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        calibration = splits.calibration.inputs[: max(settings.recalibration_images, 1)]
+        # Judging may end early, so that what comes first must be as good as drawn at random.
+        mixed = torch.randperm(len(splits.heldout), generator=torch.Generator().manual_seed(0))
+        for name, tensor in {
+            "calibration": calibration,
+            "heldout-inputs": splits.heldout.inputs[mixed],
+            "heldout-targets": splits.heldout.targets[mixed],
+            "test-inputs": splits.test.inputs,
+            "test-targets": splits.test.targets,
+        }.items():
+            np.save(folder / f"{name}.npy", _stored(tensor))
+        bare = []
+        for number, (reading, moments) in enumerate(statistics_only(known)):
+            np.save(folder / f"moments-{number}.npy", moments)
+            bare.append(reading)
+        with (folder / "judge.pickle").open("wb") as file:
+            cloudpickle.dump((task.model, graph, task.loss, task.metric, settings, bare), file)
+
+    def judge(self, *, half: bool = False) -> Judge:
+        """This process' judge, for candidates in half precision if asked for; loaded at the first call."""
+        return _load_judge(self, half)
+
+    def split(self, name: str) -> Split:
+        """A split (``heldout`` or ``test``), memory-mapped."""
+        return _load_split(self, name)
+
+
+@dataclass(frozen=True)
+class HeldoutEvaluation:
+    """What workers run during a search: a phenotype in, a small dictionary out.
+
+    Attributes:
+        workspace: Where the network and the data are.
+        half: Whether layers compute in half precision.
+        rival: ``chunks`` of the answer to fall short of which is to be of no interest; nothing, to judge to the end.
+    """
+
+    workspace: Workspace
+    half: bool = False
+    rival: tuple[float, ...] = ()
+
+    def __call__(self, phenotype: bytes) -> dict[str, Any]:
+        """Judges one candidate on held-out data."""
+        judge = self.workspace.judge(half=self.half)
+        return judge.judge(unpack(phenotype, len(judge.graph)), self.workspace.split("heldout"), self.rival)
+
+
+@dataclass(frozen=True)
+class TestEvaluation:
+    """What workers run once, after the search: the metric of every test example."""
+
+    __test__ = False  # the name is the field's word, not a test case
+
+    workspace: Workspace
+
+    def __call__(self, phenotype: bytes) -> NDArray[np.float64]:
+        """The metric's value for each test example, shape (examples,)."""
+        judge = self.workspace.judge()
+        return judge.measure(unpack(phenotype, len(judge.graph)), self.workspace.split("test"))[1]
+
+
+@lru_cache(maxsize=2)
+def _load_judge(workspace: Workspace, half: bool) -> Judge:
+    task_function(workspace.task)
+    with (Path(workspace.folder) / "judge.pickle").open("rb") as file:
+        model, graph, loss, metric, settings, bare = pickle.load(file)
+    if half:
+        settings = replace(settings, precision=torch.bfloat16)
+    known = rejoined((reading, _loaded(workspace, f"moments-{number}")) for number, reading in enumerate(bare))
+    return Judge(model, graph, loss, metric, _loaded(workspace, "calibration"), settings, known)
+
+
+@lru_cache(maxsize=2)
+def _load_split(workspace: Workspace, name: str) -> Split:
+    return Split(_loaded(workspace, f"{name}-inputs"), _loaded(workspace, f"{name}-targets"), name)
+
+
+def _stored(tensor: Tensor) -> NDArray[Any]:
+    """Images with the channels last, which is how convolutions on a CPU read them fastest."""
+    tensor = tensor.detach().cpu()
+    return (tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor).contiguous().numpy()
+
+
+def _loaded(workspace: Workspace, name: str) -> Tensor:
+    # Copy-on-write: all workers share the pages of the file, and torch may have its writable array.
+    tensor = torch.from_numpy(np.load(Path(workspace.folder) / f"{name}.npy", mmap_mode="c"))
+    return tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor

@@ -1,0 +1,5 @@
+"""What becomes of a network whose channels go: sliced, its consumers corrected, recalibrated, run. Nothing is saved."""
+
+from blend.pruning.slicing import TOLERANCES, PrunedNetwork, check_slicing, recalibrate, single_thread
+
+__all__ = ["TOLERANCES", "PrunedNetwork", "check_slicing", "recalibrate", "single_thread"]

@@ -1,0 +1,265 @@
+"""One run folder: what lies in it, who may write to it, and how it is read."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import sqlite3
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blend.errors import BlendError, InputError, described
+from blend.progress import say
+from blend.runs.database import SCHEMA, Database
+from search.archive import Evaluation
+
+if TYPE_CHECKING:
+    from blend.config import SearchConfig
+
+PATIENCE = 10  # times that a lock is tried
+ROUNDING = 1e-12  # SQLite reads numbers almost as Python writes them
+CONFIG, DATABASE, LOCK, STOP, WORK = "config.json", "run.db", "run.lock", "stop", "work"
+SCORES, EXPORT, FIGURE = "scores.npz", "criterion.blend.json", "result.png"
+EXPORTS = "criterion-*.blend.json"  # those of a front
+SEARCH, POLISH, CONTROL = "search", "polish", "random"  # the phases that search
+FINAL = {SEARCH: "search-final", POLISH: "polish-final", CONTROL: "random-final"}
+"""The phase in which the best of a search are judged in full precision."""
+
+
+def export_at(reduction: float) -> str:
+    """The file of that blend of a front which removes at least so much."""
+    return EXPORTS.replace("*", f"{reduction:.4g}")
+
+
+class Run:
+    """One run folder.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        InputError: If it is not a run folder, or one of a newer version.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not (folder / CONFIG).is_file() or not (folder / DATABASE).is_file():
+            raise InputError(f"'{folder}' is not a run folder: it has no {CONFIG} and {DATABASE}")
+        self.folder = folder
+        with self._reading():
+            self.database = Database(folder / DATABASE)
+        if self.database.version != SCHEMA:
+            raise InputError(
+                f"run '{self.name}' has schema version {self.database.version}, this software reads version {SCHEMA}: "
+                f"use the version of this software that made it"
+            )
+
+    @classmethod
+    def create(cls, folder: Path, config: SearchConfig) -> Run:
+        """Makes a run folder; it appears under its name only when it is whole.
+
+        Raises:
+            InputError: If the folder exists or cannot be written.
+        """
+        check_free(folder)
+        draft = folder.with_name(f".{folder.name}.{os.getpid()}.draft")
+        try:
+            draft.mkdir(parents=True)
+            (draft / CONFIG).write_text(config.model_dump_json(indent=2) + "\n")
+            mode = Database.create(draft / DATABASE)
+            draft.rename(folder)
+        except (OSError, sqlite3.Error) as error:
+            raise InputError(f"runs-dir must be a folder that can be written to: {error}") from error
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        if mode != "wal":
+            say(f"note: '{folder}' has no shared memory (a network?): journal mode {mode} is used, which is slower")
+        return cls(folder)
+
+    @property
+    def name(self) -> str:
+        """The run's name: that of its folder."""
+        return self.folder.name
+
+    @property
+    def config(self) -> SearchConfig:
+        """What was asked for."""
+        from blend.config import SearchConfig  # its library takes long to import, and not every command needs it
+
+        try:
+            return SearchConfig.model_validate_json((self.folder / CONFIG).read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f"the {CONFIG} of run '{self.name}' cannot be read: {error}") from error
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A stored document, or the default."""
+        with self._reading():
+            rows = self.database.query("SELECT value FROM documents WHERE key = ?", (key,))
+        return json.loads(rows[0][0]) if rows else default
+
+    def commit(self, documents: dict[str, Any], evaluations: Iterable[Evaluation] = ()) -> None:
+        """Writes documents and evaluations in one transaction: all of it is on disk afterwards, or nothing.
+
+        Raises:
+            BlendError: If the disk is full, the folder is gone or cannot be written to; what is there stays as it is.
+        """
+        try:
+            if not (self.folder / DATABASE).exists():
+                raise FileNotFoundError(f"'{self.folder / DATABASE}' is gone")
+            self.database.write(documents, evaluations)
+        except (OSError, sqlite3.Error) as error:
+            raise BlendError(f"run '{self.name}' cannot be written: {error}; {self._what_now()}") from error
+
+    def evaluations(self) -> list[Evaluation]:
+        """The whole history, in order."""
+        with self._reading():
+            return self.database.evaluations()
+
+    def best(self, *phases: str, reduction: float = 0.0) -> Evaluation | None:
+        """The fittest evaluation of some phases that removes at least so much; the first among equals."""
+        among, values = ", ".join("?" * len(phases)), list[Any](phases)
+        enough = ""
+        if reduction:
+            enough = "AND json_extract(details, '$.reduction') >= ? "
+            values.append(reduction - ROUNDING)
+        condition = f"WHERE phase IN ({among}) AND error IS NULL {enough}ORDER BY fitness DESC, number LIMIT 1"
+        with self._reading():
+            return next(iter(self.database.evaluations(condition, values)), None)
+
+    def artefacts(self) -> list[Path]:
+        """Files that the run has left for its user."""
+        fixed = [path for name in (EXPORT, FIGURE, SCORES) if (path := self.folder / name).exists()]
+        return [*fixed[:1], *sorted(self.folder.glob(EXPORTS)), *fixed[1:]]
+
+    def counts(self) -> dict[str, int]:
+        """Number of evaluations and of those really computed, polishing included, and of generations of the search."""
+        question = (
+            "SELECT count(*), count(*) - coalesce(sum(cached), 0), "
+            "coalesce(max(CASE WHEN phase = 'search' THEN generation END) + 1, 0) "
+            "FROM evaluations WHERE phase IN ('search', 'polish')"
+        )
+        with self._reading():
+            [(everything, computed, generations)] = self.database.query(question)
+        return {"evaluations": everything, "unique_evaluations": computed, "generations_done": generations}
+
+    @property
+    def status(self) -> str:
+        """``running``, ``finished``, ``failed`` or ``interrupted`` (also when the process that wrote it is gone)."""
+        recorded = str(self.get("status", "interrupted"))
+        if recorded in ("finished", "failed"):
+            return recorded
+        return "running" if self.is_locked() else "interrupted"
+
+    def check_resumable(self) -> None:
+        """Refuses a run that is running or finished.
+
+        Raises:
+            InputError: Saying which.
+        """
+        if self.status in ("running", "finished"):
+            raise InputError(f"run '{self.name}' is {self.status}; there is nothing to resume")
+
+    def is_locked(self) -> bool:
+        """Whether a process is writing to the folder."""
+        try:
+            with self._lock_file() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except FileNotFoundError:
+            return False
+        return False
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Holds the folder as its only writer.
+
+        Raises:
+            InputError: If another process holds it.
+        """
+        try:
+            file = (self.folder / LOCK).open("a+")
+        except OSError as error:
+            raise InputError(f"the folder of run '{self.name}' must be one that can be written to: {error}") from error
+        with file:
+            if not _locked(file):
+                raise InputError(f"run '{self.name}' is running (process {self.writer() or '?'})")
+            try:
+                (self.folder / STOP).unlink(missing_ok=True)  # it was meant for a process that is gone
+                file.truncate(0)
+                file.write(str(os.getpid()))
+                file.flush()
+                yield
+            except OSError as error:
+                raise BlendError(f"run '{self.name}' cannot go on: {described(error)}; {self._what_now()}") from error
+            finally:
+                with suppress(OSError):
+                    (self.folder / STOP).unlink(missing_ok=True)
+                shutil.rmtree(self.folder / WORK, ignore_errors=True)
+
+    def writer(self) -> int | None:
+        """The process that writes the folder, or the last one that did."""
+        text = (self.folder / LOCK).read_text().strip() if (self.folder / LOCK).exists() else ""
+        return int(text) if text.isdigit() else None
+
+    def _what_now(self) -> str:
+        return f"nothing that was saved is lost; when that is mended, go on with: blend resume {self.folder}"
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise InputError(
+                f"the {DATABASE} of run '{self.name}' cannot be read: {error}; blend doctor {self.folder} looks closer"
+            ) from error
+
+    def request_stop(self) -> None:
+        """Asks the process that writes the run to stop after the generation it is in."""
+        (self.folder / STOP).touch()
+
+    def stop_requested(self) -> bool:
+        """Whether somebody asked for that."""
+        return (self.folder / STOP).exists()
+
+    def close(self) -> None:
+        """Closes the database."""
+        self.database.close()
+
+    def _lock_file(self) -> Any:
+        return (self.folder / LOCK).open()
+
+
+def check_free(folder: Path) -> None:
+    """Refuses a run folder that exists, or whose parent cannot be written to.
+
+    Raises:
+        InputError: Saying which.
+    """
+    if folder.exists():
+        raise InputError(f"name '{folder.name}' is taken: '{folder}' exists")
+    parent = folder.parent
+    while not parent.exists():
+        parent = parent.parent
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise InputError(f"runs-dir must be a folder that can be written to, got '{folder.parent}': {error}") from error
+
+
+def _locked(file: Any) -> bool:
+    """Locks a file for writing; tries for a moment, because readers who look whether it is locked hold it, too."""
+    for _ in range(PATIENCE):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.02)
+        else:
+            return True
+    return False

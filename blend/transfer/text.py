@@ -1,0 +1,77 @@
+"""What a transfer has to say to a person: a table, and a sentence for each way of using the blend."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from blend.transfer.places import FROZEN, RECOMPUTED
+
+KINDS = {FROZEN: "frozen", RECOMPUTED: "recomputed", "uniform_blend": "uniform blend"}
+_COLOURS = {"wins": "bold green", "loses": "bold red", "not told apart": "default"}
+
+
+def print_transfer(report: dict[str, Any]) -> None:
+    """Writes all of it to stderr."""
+    console, searched = Console(stderr=True, highlight=False), report["searched"]
+    title = f"{report['file']}, searched on {searched['task']} with {searched['reduction']:g} of its {report['cost']}"
+    console.print(f"{title} removed", markup=False, soft_wrap=True)
+    for task in report["tasks"]:
+        console.print(task_table(task))
+    for line in [*_refusals(report), *answer(report)]:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def task_table(task: dict[str, Any]) -> Table:
+    """A line for each way of using the blend at each reduction of a task."""
+    table = Table(title=f"{task['label']} ({task['network']})", box=None)
+    for column in ("removed", "blend", "held-out", "test", "margin on test (95 %)", "over the strongest"):
+        table.add_column(column, justify="left" if column in ("blend", "over the strongest") else "right")
+    unpruned = task["unpruned"]
+    table.add_row("0", "unpruned", f"{unpruned['heldout_metric']:.3f}", f"{unpruned['test_metric']:.3f}")
+    for result in task["results"]:
+        for kind, name in KINDS.items():
+            first = f"{result['reduction']:g}" if kind == FROZEN else ""
+            table.add_row(first, name, *_cells(result[kind]))
+    return table
+
+
+def _cells(entry: dict[str, Any]) -> tuple[str, ...]:
+    if "reason" in entry:
+        return "—", "—", "—"
+    margin, colour = entry["margin"], _COLOURS[entry["verdict"]]
+    low, high = margin["test_ci95"]
+    points = f"[{colour}]{100 * margin['test']:+.1f} ({100 * low:+.1f} … {100 * high:+.1f})[/]"
+    return f"{entry['heldout_metric']:.3f}", f"{entry['test_metric']:.3f}", points, margin["test_over"]
+
+
+def _refusals(report: dict[str, Any]) -> Iterator[str]:
+    """Why there is no result, once for each reason."""
+    for task in report["tasks"]:
+        found = [
+            f"— {task['label']}, {name}: {result[kind]['reason']}"
+            for kind, name in KINDS.items()
+            for result in task["results"]
+            if "reason" in result[kind]
+        ]
+        yield from dict.fromkeys(found)
+
+
+def answer(report: dict[str, Any]) -> Iterator[str]:
+    """How often each way wins and loses on test data."""
+    cases = [result for task in report["tasks"] for result in task["results"]]
+    for kind, name in KINDS.items():
+        counts = Counter(case[kind]["verdict"] for case in cases if "verdict" in case[kind])
+        if not (judged := counts.total()):
+            yield f"{name.capitalize()}: cannot be used in any of {len(cases)} cases."
+            continue
+        missing = f"; not usable in {len(cases) - judged}" if judged < len(cases) else ""
+        yield (
+            f"{name.capitalize()}: beats every single criterion on test data in {counts['wins']} of {judged} cases, "
+            f"loses to the strongest in {counts['loses']}, cannot be told from it in {counts['not told apart']}"
+            f"{missing}."
+        )

@@ -1,0 +1,55 @@
+"""What workers on other machines unpack, and what is left of it."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from blend.evaluation import executors
+from blend.evaluation.executors import ShippedWorkspace
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "it.npy").write_bytes(b"content")
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr(executors, "_unpacked", {})
+    return ShippedWorkspace(str(tmp_path / "work"), "task", "token")
+
+
+def folders(tmp_path):
+    return sorted((tmp_path / "tmp").glob("blend-worker-*"))
+
+
+def test_a_workspace_arrives_with_its_files_once(workspace, tmp_path):
+    arrived = pickle.loads(workspace.pack())
+    assert (Path(arrived.folder) / "it.npy").read_bytes() == b"content"
+    assert (arrived.task, arrived.token) == ("task", "token")
+    assert pickle.loads(workspace.pack()) == arrived
+    assert folders(tmp_path) == [Path(arrived.folder)]
+
+
+def test_the_next_takes_its_place(workspace, tmp_path):
+    pickle.loads(workspace.pack())
+    other = pickle.loads(ShippedWorkspace(workspace.folder, "task", "other").pack())
+    assert folders(tmp_path) == [Path(other.folder)]
+
+
+KILLED = "import os, pickle, sys; pickle.load(sys.stdin.buffer); os.kill(os.getpid(), 9)"
+
+
+def test_what_a_killed_worker_left_is_removed_by_the_next_one_and_nothing_else(workspace, tmp_path):
+    subprocess.run([sys.executable, "-c", KILLED], input=workspace.pack())
+    (left,) = folders(tmp_path)
+    mine = executors._new_folder()
+    assert left.exists()  # it might have been made by a process that has not locked it yet
+    for folder in folders(tmp_path):
+        os.utime(folder, (0, 0))
+    new = executors._new_folder()
+    assert folders(tmp_path) == sorted(map(Path, (mine, new)))

@@ -1,0 +1,83 @@
+"""A real ray head and worker processes on the loopback: one is killed, a node joins, and the result is the same."""
+
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+
+pytest.importorskip("ray")
+
+from blend.cli import run as main
+from blend.errors import InputError
+from blend.pipeline import start
+from blend.runs import EXPORT, Run
+from tests.clusters import ray_head, ray_node
+
+from ..pipeline.test_pipeline import TASK, config, history
+
+FEW = {"evaluations": 48, "random_search": False}
+
+
+def wait_until(condition, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert condition()
+
+
+def working(head):
+    """The processes that are running an item."""
+    return [process for process in psutil.Process(head.pid).children(recursive=True) if "::_run" in process.name()]
+
+
+def test_workers_die_and_nodes_join_and_the_result_is_that_of_a_local_run(ray_cluster, tmp_path):
+    address, head = ray_cluster
+    local = start(config(**FEW), tmp_path / "local")
+    remote = tmp_path / "remote"
+    midway = []
+
+    def disturb():
+        wait_until((remote / "work").exists)
+        wait_until(lambda: working(head))
+        working(head)[0].kill()
+        midway.append(not (remote / EXPORT).exists())
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    with ray_node(address):
+        run = start(config(**FEW, executor="ray", address=address), remote)
+    thread.join()
+    assert midway == [True]
+    assert history(run) == history(local)
+    assert (run.folder / EXPORT).read_bytes() == (local.folder / EXPORT).read_bytes()
+
+
+def test_an_address_is_needed_and_must_answer_before_any_work(tmp_path, capsys):
+    with pytest.raises(InputError, match="address must be given with executor ray, like host:6379"):
+        config(executor="ray")
+    for address in ("127.0.0.1:1", "nothing"):
+        asked = ["search", "no_such_module:task", "--executor", "ray", "--address", address]
+        assert main([*asked, "--runs-dir", str(tmp_path / "runs")]) == 2
+        complaint = capsys.readouterr().err.splitlines()[-1]  # nothing has looked at the task, which there is not
+        assert complaint.startswith("error: --address must be that of a running ray head, like host:6379")
+        assert f"got {address!r}: " in complaint
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_head_that_goes_is_told_of_and_the_run_goes_on_elsewhere(tmp_path):
+    with ray_head() as (address, head):
+        command = [sys.executable, "-m", "blend", "search", TASK, "--evaluations", "200", "--name", "it"]
+        there = ["--runs-dir", str(tmp_path), "--executor", "ray", "--address", address]
+        search = subprocess.Popen([*command, *there], stderr=subprocess.PIPE, text=True)
+        wait_until((tmp_path / "it" / "run.db").exists)
+        wait_until(lambda: Run(tmp_path / "it").counts()["evaluations"] > 10)
+        for process in [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]:
+            process.kill()
+        complaint = search.communicate(timeout=60)[1].splitlines()[-1]
+    assert search.returncode == 3
+    assert complaint.startswith(f"error: the ray head at {address} is gone; go on with: blend resume")
+    assert main(["resume", str(tmp_path / "it"), "--executor", "local"]) == 0

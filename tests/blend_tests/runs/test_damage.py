@@ -1,0 +1,218 @@
+"""What a run folder may meet: a full disk, one that cannot be written to, damage, no shared memory."""
+
+import json
+import shutil
+import sqlite3
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+import blend.runs.database
+from blend.cli import run as command
+from blend.config import search_config
+from blend.errors import BlendError, InputError
+from blend.pipeline import resume, start
+from blend.runs import CONFIG, DATABASE, EXPORT, WORK, Run, open_run
+
+from ..pipeline.test_pipeline import BLEND, TASK, history
+from .test_runs import CONFIGURATION, evaluation, hold
+
+FEW = search_config(task=TASK, evaluations=16, population=8, criteria=("l1", "apoz"), random_search=False)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A small file system of its own, if one may be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return start(FEW, tmp_path_factory.mktemp("finished") / "it")
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A folder to be damaged."""
+    finished.database.query("PRAGMA wal_checkpoint(TRUNCATE)")
+    return Path(shutil.copytree(finished.folder, tmp_path / "copy"))
+
+
+def refused(capsys, *arguments):
+    code = command([str(argument) for argument in arguments])
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    return code, err.strip().splitlines()[-1]
+
+
+def fill(disk):
+    with (disk / "ballast").open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(512))
+
+
+class TestFullDisk:
+    def test_a_commit_says_so_and_what_was_saved_stays(self, disk):
+        run = Run.create(disk / "it", CONFIGURATION)
+        run.commit({"seconds": 1}, [evaluation(0)])
+        fill(disk)
+        complaint = r"run 'it' cannot be written: .*(full|I/O).*; nothing .* blend resume .*it"
+        with pytest.raises(BlendError, match=complaint):
+            run.commit({"seconds": 2, "large": "x" * 100_000}, [evaluation(1)])
+        (disk / "ballast").unlink()
+        for seen in (run, Run(run.folder)):
+            assert (seen.get("seconds"), seen.evaluations()) == (1, [evaluation(0)])
+        run.commit({"seconds": 3}, [evaluation(1)])
+        assert len(run.evaluations()) == 2
+
+    def test_a_search_fails_with_3_and_goes_on_when_there_is_room(self, disk, finished, capsys):
+        fill(disk)
+        with (disk / "ballast").open("r+b") as file:
+            file.truncate((disk / "ballast").stat().st_size - 220_000)  # enough to begin with
+        arguments = ["--evaluations", "16", "--population", "8", "--criteria", "l1,apoz", "--no-random-search"]
+        code, said = refused(capsys, "search", TASK, *arguments, "--workers", 1, "--runs-dir", disk, "--name", "it")
+        assert (code, "blend resume" in said, "it" in said) == (3, True, True)
+        (disk / "ballast").unlink()
+        subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
+        assert resume(Run(disk / "it")).status == "finished"
+        assert history(Run(disk / "it")) == history(finished)
+        assert (disk / "it" / EXPORT).read_bytes() == (finished.folder / EXPORT).read_bytes()
+
+    def test_a_new_run_is_refused_and_leaves_nothing(self, disk, capsys):
+        fill(disk)
+        said = refused(capsys, "search", TASK, "--runs-dir", disk)[1]
+        assert "runs-dir must be a folder that can be written to" in said
+        assert [path.name for path in disk.iterdir()] == ["ballast"]
+
+
+class TestReadOnlyOrGone:
+    def test_a_finished_run_can_be_read_but_not_written(self, disk, capsys):
+        run = Run.create(disk / "it", CONFIGURATION)
+        run.commit({"status": "interrupted"}, [evaluation(0)])
+        with run.writing():
+            pass
+        run.close()
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        assert open_run(disk, "it").evaluations() == [evaluation(0)]
+        code, said = refused(capsys, "resume", "it", "--runs-dir", disk)
+        assert code == 2
+        assert "the folder of run 'it' must be one that can be written to: [Errno 30]" in said
+        with pytest.raises(BlendError, match=r"run 'it' cannot be written: .*readonly"):
+            open_run(disk, "it").commit({"seconds": 1})
+
+    def test_a_folder_that_vanishes(self, tmp_path):
+        run = Run.create(tmp_path / "it", CONFIGURATION)
+        shutil.rmtree(run.folder)
+        with pytest.raises(BlendError, match=r"run 'it' cannot be written: '.*run\.db' is gone"):
+            run.commit({"seconds": 1})
+        with pytest.raises(InputError, match=r"the folder of run 'it' must be one that can be written to"):
+            run.writing().__enter__()
+
+
+class TestDamage:
+    def test_is_told_by_every_command_and_explained_by_the_doctor(self, copy, capsys):
+        with (copy / DATABASE).open("r+b") as file:
+            file.seek(4096)
+            file.write(b"damaged!" * 2048)
+        for name in ("show", "resume", "stop"):
+            code, said = refused(capsys, name, copy)
+            assert (code, f"the {DATABASE} of run 'copy' cannot be read" in said) == (2, True)
+        assert command(["doctor", str(copy)]) == 3
+        assert "search again" in " ".join(capsys.readouterr().err.split())
+
+    def test_a_database_of_a_newer_version(self, copy, capsys):
+        with sqlite3.connect(copy / DATABASE) as connection:
+            connection.execute("PRAGMA user_version=7")
+        code, said = refused(capsys, "show", copy)
+        assert code == 2
+        assert "run 'copy' has schema version 7, this software reads version 1" in said
+        assert command(["doctor", str(copy)]) == 3
+
+    @pytest.mark.parametrize(
+        ("damage", "complaint"),
+        [
+            ("DELETE FROM evaluations WHERE number = 3", "evaluation 3 is missing"),
+            ("DELETE FROM evaluations WHERE number > 19", "the search is saved at generation"),
+            ("UPDATE evaluations SET fitness = 0 WHERE phase = 'search-final'", "does not hold the best candidate"),
+            ("REPLACE INTO documents VALUES ('result', '{}')", "has another metrics than the database"),
+        ],
+    )
+    def test_a_history_that_does_not_fit(self, copy, damage, complaint, capsys):
+        with sqlite3.connect(copy / DATABASE) as connection:
+            connection.execute(damage)
+        assert command(["doctor", str(copy), "--json"]) == 3
+        report = json.loads(capsys.readouterr().out)
+        failed = [finding["reason"] for finding in report["findings"] if finding["outcome"] == "fail"]
+        assert any(complaint in reason for reason in failed)
+        assert "do not resume" in report["findings"][-1]["reason"]
+
+    def test_a_config_that_cannot_be_read(self, copy, capsys):
+        (copy / CONFIG).write_text("{")
+        assert command(["doctor", str(copy)]) == 3
+        assert "config.json" in capsys.readouterr().err
+
+
+class TestDoctor:
+    def test_a_finished_run_is_whole(self, finished, capsys):
+        before = sorted(path.name for path in finished.folder.iterdir())
+        assert command(["doctor", str(finished.folder), "--json"]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["passed"]
+        assert report["findings"][-1]["reason"].startswith("nothing; see it with: blend show")
+        assert sorted(path.name for path in finished.folder.iterdir()) == before
+
+    def test_names_who_is_at_work_and_what_a_killed_process_left(self, tmp_path, capsys):
+        run = Run.create(tmp_path / "it", CONFIGURATION)
+        process = hold(run.folder)
+        try:
+            assert command(["doctor", str(run.folder)]) == 0
+            said = " ".join(capsys.readouterr().err.split())
+            assert f"process {process.pid} is at work on it" in said
+            assert "blend stop" in said
+        finally:
+            process.kill()
+            process.wait()
+        (run.folder / WORK).mkdir()
+        assert command(["doctor", str(run.folder)]) == 0
+        said = " ".join(capsys.readouterr().err.split())
+        assert "work, of a process that was killed" in said
+        assert "go on with: blend resume" in said
+
+    def test_refuses_what_is_not_there(self, tmp_path, capsys):
+        assert refused(capsys, "doctor", "nowhere", "--runs-dir", tmp_path)[0] == 2
+
+
+def test_without_shared_memory_the_rollback_journal_is_used_and_told_of(tmp_path, monkeypatch, capsys):
+    connect = sqlite3.connect
+
+    def without(path, uri=False, **kwargs):
+        address = path if uri else f"{Path(path).as_uri()}?mode=rwc"
+        return connect(f"{address}&vfs=unix-dotfile", uri=True, **kwargs)
+
+    monkeypatch.setattr(blend.runs.database.sqlite3, "connect", without)
+    run = Run.create(tmp_path / "it", CONFIGURATION)
+    assert "journal mode delete is used" in capsys.readouterr().err
+    run.commit({"seconds": 1}, [evaluation(0)])
+    assert Run(run.folder).evaluations() == [evaluation(0)]
+    assert run.database.query("PRAGMA journal_mode") == [("delete",)]
+
+
+@pytest.mark.parametrize("change", [("+= 0.6", "+= 0.7"), ("Linear(16 * 4, 4)", "Linear(16 * 4, 5)")])
+def test_a_changed_task_is_refused_and_the_run_is_left_as_it_was(tmp_path, change):
+    source = Path(TASK.partition(":")[0]).read_text()
+    (tmp_path / "task.py").write_text(source)
+    run = start(FEW.model_copy(update={"task": f"{tmp_path / 'task.py'}:small", "generations": 1}), tmp_path / "it")
+    run.commit({"status": "interrupted"})
+    before = history(run)
+    (tmp_path / "task.py").write_text(source.replace(*change))
+    second = subprocess.run([*BLEND, "resume", run.folder], capture_output=True, text=True)
+    assert second.returncode == 2
+    assert "error: run 'it' cannot go on: the task's" in second.stderr
+    assert (history(run), run.status) == (before, "interrupted")
