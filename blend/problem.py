@@ -10,6 +10,8 @@ from pathlib import Path
 
 from blend.blended.formula import Blender
 from blend.budget import ALLOCATIONS, CostModel, floors, keep_mask
+from blend.compensation.consumer_inputs import Reading
+from blend.compensation.correction import gathered
 from blend.config import SearchConfig
 from blend.errors import InputError
 from blend.identity import weight_hash
@@ -17,8 +19,6 @@ from blend.objective.baselines import Baseline, Contest
 from blend.objective.encoding import Clusters, Encoding, Genomes, encoding_for
 from blend.objective.front import FrontEncoding
 from blend.progress import say
-from blend.pruning.compensation import gathered
-from blend.pruning.consumer_inputs import Reading
 from blend.scoring import (
     checked_graph,
     criteria_of,

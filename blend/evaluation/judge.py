@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from blend.budget import CostModel
+from blend.compensation.consumer_inputs import Reading
+from blend.compensation.correction import Compensation, absorbed_means
 from blend.evaluation.racing import estimate, is_hopeless, weighted_mean
 from blend.pruning import single_thread
-from blend.pruning.compensation import Compensation, absorbed_means
-from blend.pruning.consumer_inputs import Reading
 from blend.pruning.inference import InferenceNetwork, portions
 from blend.task import Split
 from criteria.graph import ChannelGraph, Keep

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from blend.compensation.consumer_inputs import Reading, rejoined, statistics_only
 from blend.evaluation.judge import Judge, Settings, unpack
-from blend.pruning.consumer_inputs import Reading, rejoined, statistics_only
 from blend.task import Split, Splits, Task, task_function
 from criteria.graph import ChannelGraph
 

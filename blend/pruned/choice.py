@@ -10,6 +10,8 @@ from typing import Any, cast
 
 from blend.blended import BlendedCriterion
 from blend.budget import ALLOCATIONS, COSTS, Cost, CostModel, Scores, floors, keep_mask, uniform
+from blend.compensation.consumer_inputs import Grade
+from blend.compensation.correction import GRADES
 from blend.config import SearchConfig, search_config
 from blend.errors import InputError, nearest
 from blend.identity import weight_hash
@@ -21,8 +23,6 @@ from blend.pruned.plan import ONE_STEP, Plan
 from blend.pruned.rounding import rounded_keep_mask
 from blend.pruned.step import Calibration
 from blend.pruned.timing import batch_of
-from blend.pruning.compensation import GRADES
-from blend.pruning.consumer_inputs import Grade
 from blend.scoring import checked_graph, ignored_groups, loaded_task
 from blend.task import Splits, Task
 from criteria.graph import ChannelGraph, Keep
@@ -46,7 +46,7 @@ class Request:
         recalibration_images: Calibration images that BatchNorm is re-estimated on.
         batch_size: Images per forward pass.
         seed: Of a criterion that draws at random, and of the task.
-        compensate: How consumers are corrected, one of `blend.pruning.compensation.GRADES`.
+        compensate: How consumers are corrected, one of `blend.compensation.correction.GRADES`.
         formats: In which the network is written, too, of `blend.pruned.exports.FORMATS`.
         plan: In how many steps, and how the network is trained on.
     """

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from blend.compensation.consumer_inputs import Grade, compensation_images
+from blend.compensation.correction import Corrected, absorbed_means, compensation
+from blend.compensation.sequential import sequential
 from blend.progress import say
 from blend.pruning import PrunedNetwork, single_thread
-from blend.pruning.compensation import Corrected, absorbed_means, compensation
-from blend.pruning.consumer_inputs import Grade, compensation_images
 from blend.pruning.inference import InferenceNetwork, portions
-from blend.pruning.sequential import sequential
 from blend.task import Split, Task
 from criteria.graph import ChannelGraph, Keep
 

@@ -1,4 +1,4 @@
-"""What becomes of a network whose channels go: sliced, its consumers corrected, recalibrated, run. Nothing is saved."""
+"""What becomes of a network whose channels go: sliced, recalibrated, run. Nothing is saved."""
 
 from blend.pruning.slicing import TOLERANCES, PrunedNetwork, check_slicing, recalibrate, single_thread
 

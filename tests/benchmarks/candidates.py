@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blend.budget import CostModel, keep_mask
+from blend.compensation.consumer_inputs import Grade
+from blend.compensation.correction import gathered
 from blend.evaluation import Judge, Settings
 from blend.pruning import PrunedNetwork
-from blend.pruning.compensation import gathered
-from blend.pruning.consumer_inputs import Grade
 from blend.task import Split, accuracy
 from blend.tasks.networks import build_network
 from criteria import ChannelGraph

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from blend.compensation.correction import absorbed_means, compensation
+from blend.compensation.sequential import sequential
 from blend.pruning import PrunedNetwork, recalibrate
-from blend.pruning.compensation import absorbed_means, compensation
 from blend.pruning.inference import InferenceNetwork
-from blend.pruning.sequential import sequential
 from criteria import ChannelGraph
 
 from . import NETWORKS, build, inputs

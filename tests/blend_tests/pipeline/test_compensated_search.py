@@ -9,11 +9,11 @@ import torch.nn.functional as F
 
 from blend.blended import BlendedCriterion
 from blend.cli import run as command
+from blend.compensation.correction import gathered
 from blend.config import search_config
 from blend.evaluation import HeldoutEvaluation, Judge, Settings, Workspace, pack
 from blend.pipeline import resume, start
 from blend.problem import prepare
-from blend.pruning.compensation import gathered
 from blend.report import print_result, summary
 from blend.runs import EXPORT, open_run
 from blend.task import Split, accuracy
@@ -129,7 +129,7 @@ def test_refusals_leave_no_folder(tmp_path, capsys):
 
 
 def test_too_large_statistics_leave_no_folder(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("blend.pruning.consumer_inputs.LARGEST", 1000)
+    monkeypatch.setattr("blend.compensation.consumer_inputs.LARGEST", 1000)
     assert command(["search", TASK, "--compensate", "patch", "--runs-dir", str(tmp_path / "runs")]) == 2
     assert "compensate must be 'channel' for this network, got 'patch'" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()

@@ -14,11 +14,11 @@ from torch import nn
 from blend import BlendedCriterion, Task, load_pruned
 from blend.blended import NotCompensatedWarning
 from blend.cli import run
+from blend.compensation.correction import GRADES
 from blend.config import search_config
 from blend.errors import InputError
 from blend.pipeline import start
 from blend.pruned.saved import RECORD, WEIGHTS, PruningRecord
-from blend.pruning.compensation import GRADES
 from blend.task import load_task
 
 from ..task_file import SmallNetwork, small

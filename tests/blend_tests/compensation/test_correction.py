@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from blend.compensation.consumer_inputs import readings, rejoined, statistics_only, with_statistics
+from blend.compensation.correction import Compensation, absorbed_means, compensation, ridge_solution
+from blend.compensation.sequential import sequential
 from blend.errors import InputError
 from blend.pruning import PrunedNetwork
-from blend.pruning.compensation import Compensation, absorbed_means, compensation, ridge_solution
-from blend.pruning.consumer_inputs import readings, rejoined, statistics_only, with_statistics
-from blend.pruning.sequential import sequential
 from criteria import ChannelGraph
 
 
@@ -242,7 +242,7 @@ def test_depthwise_layers_have_nothing_to_correct():
 
 def test_what_is_too_wide_is_left_alone_by_name(monkeypatch):
     model, graph, _ = set_up(nn.Conv2d(4, 3, 3))
-    monkeypatch.setattr("blend.pruning.consumer_inputs.WIDEST", 20)
+    monkeypatch.setattr("blend.compensation.consumer_inputs.WIDEST", 20)
     found, notes = readings(model, graph, "patch")
     assert found == []
     assert notes == ["'2' is not compensated: it reads 36 variables, more than 20"]
@@ -251,7 +251,7 @@ def test_what_is_too_wide_is_left_alone_by_name(monkeypatch):
 
 def test_too_much_memory_is_refused(monkeypatch):
     model, graph, _ = set_up(nn.Conv2d(4, 3, 3))
-    monkeypatch.setattr("blend.pruning.consumer_inputs.LARGEST", 8 * 36**2 - 1)
+    monkeypatch.setattr("blend.compensation.consumer_inputs.LARGEST", 8 * 36**2 - 1)
     with pytest.raises(InputError, match="compensate must be 'channel' for this network, got 'patch'"):
         readings(model, graph, "patch")
 

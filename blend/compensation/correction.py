@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from blend.pruning.consumer_inputs import (
+from blend.compensation.consumer_inputs import (
     Grade,
     Reading,
     blocks_of,

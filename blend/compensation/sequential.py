@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from blend.pruning.compensation import RIDGE, Compensation, Corrected, ridge_solution
-from blend.pruning.consumer_inputs import blocks_of, readings, weight_of, with_statistics
+from blend.compensation.consumer_inputs import blocks_of, readings, weight_of, with_statistics
+from blend.compensation.correction import RIDGE, Compensation, Corrected, ridge_solution
 from blend.pruning.inference import batch_statistics, pooled
 from blend.pruning.slicing import PrunedNetwork
 from criteria.graph import ChannelGraph, Keep
