@@ -204,6 +204,8 @@ def _check_weights(model: object) -> None:
     if len(dtypes) > 1:
         raise InputError(f"the parameters of the model must have one dtype, got {' and '.join(dtypes)}")
     for name, weight in model.state_dict().items():
+        if not isinstance(weight, Tensor):
+            raise InputError(f"the state of the model must be tensors, got {type(weight).__name__} as {name}")
         if not weight.isfinite().all():
             raise InputError(f"the weights of the model must be finite, got NaN or infinity in {name}")
 

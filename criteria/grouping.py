@@ -82,7 +82,7 @@ class _Grouping:
                         self.trace.ties.pin(own, name, "is also used outside of its layer")
         units = self.trace.ties.units()
         for name, labels in self.trace.used.items():
-            if len(varying(compact(torch.from_numpy(units[labels.numpy()])))) > 1:
+            if len(varying(compact(torch.from_numpy(np.asarray(units[labels.numpy()]))))) > 1:
                 self.trace.ties.pin(labels, name, "does not hold its channels along one dimension")
 
     def groups(self) -> tuple[tuple[ChannelGroup, ...], tuple[GroupNote, ...]]:
@@ -140,7 +140,7 @@ class _Grouping:
             for (tensor, dim), (labels, reads) in self.trace.axes.items()
         ]
         for tensor, labels in self.trace.used.items():
-            owners = compact(torch.from_numpy(owner[self.unit[labels.numpy()]]))
+            owners = compact(torch.from_numpy(np.asarray(owner[self.unit[labels.numpy()]])))
             known.extend(Axis(tensor, dim, owners.flatten().numpy()) for dim in varying(owners))
         return tuple(axis for axis in known if (axis.owner >= 0).any())
 

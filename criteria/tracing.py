@@ -169,7 +169,15 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
             seen, side = (source, "in") if is_transposed(module) else (output, "out")
             # A transposed convolution scatters each input, where others gather each output.
             uses = seen.numel() // width(module, side) // self._examples
-            self.trace.positions[f"{name}.weight"] = self.trace.positions.get(f"{name}.weight", 0) + uses
+            weight = f"{name}.weight" if id(module.weight) in self._state else self._origin(name, module)
+            self.trace.positions[weight] = self.trace.positions.get(weight, 0) + uses
+
+    def _origin(self, name: str, module: Any) -> str:
+        """The parameter with as many elements as a weight that is computed: it stands for what that one costs."""
+        for own, parameter in module.named_parameters():
+            if parameter.numel() == module.weight.numel():
+                return f"{name}.{own}"
+        raise GraphError(f"the weight of layer '{name}' must be a parameter or computed from one of its size")
 
     def _layer(self, name: str, module: nn.Module, source: Tensor, output: Tensor) -> Tensor:
         """Enters the axes of a known layer, and returns the labels of its output."""

@@ -14,8 +14,13 @@ from blend.pruned.training_data import InMemory, TrainingData
 
 
 def is_logits(outputs: Tensor, targets: Tensor) -> bool:
-    """Whether outputs are (n, classes), as far as their shape and class indices for targets can tell."""
-    return outputs.ndim == 2 and outputs.shape[1] > 1 and targets.ndim == 1 and not targets.is_floating_point()
+    """Whether outputs are (n, classes), as far as their shape tells, and targets that are class indices or shares."""
+    if outputs.ndim != 2 or outputs.shape[1] == 1:
+        return False
+    if targets.is_floating_point():
+        sums = targets.sum(-1)
+        return targets.shape == outputs.shape and bool((targets >= 0).all()) and sums.allclose(torch.ones_like(sums))
+    return targets.ndim == 1
 
 
 class Teacher:

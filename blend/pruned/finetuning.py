@@ -64,6 +64,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuses values out of range."""
+        for name in ("epochs", "batch_size"):
+            if not isinstance(getattr(self, name), int):
+                raise InputError(f"{name} must be a whole number, got {getattr(self, name)!r}")
         for name, low in (("epochs", 1), ("batch_size", 1), ("weight_decay", 0)):
             if not getattr(self, name) >= low:
                 raise InputError(f"{name} must be at least {low}, got {getattr(self, name)}")
@@ -239,7 +242,7 @@ class _Training:
                 loss = (1 - share) * loss + share * self.teacher.distance(outputs, wanted, targets)
             self.optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-        except (RuntimeError, ValueError, TypeError, LookupError) as error:
+        except Exception as error:
             shape = tuple(inputs.shape)
             raise InputError(f"a training step failed on a batch of shape {shape}: {described(error)}") from error
         self.optimiser.step()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from blend.budget import CostModel
 from blend.tasks.networks import build_network
 from criteria import ChannelGraph, CriterionError, GraphError
 
@@ -211,6 +212,24 @@ def test_one_module_under_two_names_is_one_layer():
 def test_channels_that_reach_the_output_are_never_prunable(net):
     with pytest.raises(GraphError, match="the network has no prunable channel group"):
         ChannelGraph.build(net, IMAGES)
+
+
+def test_a_buffer_that_is_a_single_number_belongs_to_no_channel():
+    layers = {"conv": nn.Conv2d(3, 4, 3), "head": nn.Linear(4, 2)}
+    network = Wired(lambda net, x: net.head(net.conv(x / net.scale).mean((2, 3))), **layers)
+    network.register_buffer("scale", torch.tensor(2.0))
+    assert [(group.name, group.size) for group in ChannelGraph.build(network, IMAGES).groups] == [("conv", 4)]
+
+
+@pytest.mark.parametrize("computed", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+def test_a_weight_that_is_computed_stays_and_counts(computed):
+    plain = sequential(stem=nn.Conv2d(3, 4, 3), conv=nn.Conv2d(4, 5, 3), tail=nn.Conv2d(5, 2, 3))
+    whole = CostModel(ChannelGraph.build(plain, IMAGES)).full
+    with torch.no_grad():
+        plain.stem = computed(plain.stem)
+    graph = ChannelGraph.build(plain, IMAGES)
+    assert [group.name for group in graph.groups] == ["conv"]
+    assert CostModel(graph).full == whole
 
 
 def test_a_forward_that_keeps_calling_another_networks_layers_is_refused():

@@ -105,6 +105,7 @@ def test_search_refuses(capsys, runs, arguments, complaint):
         (("Task(model.eval()", "Task(model.requires_grad_(False)"), "'features.0.weight' is frozen"),
         (("Task(model.eval()", "Task(nn.Sequential(nn.Flatten(), nn.Linear(64, 4))"), "no prunable channel group"),
         (("    splits =", "    model.head.weight.data[0, 0] = float('nan')\n    splits ="), "head.weight"),
+        (("    splits =", "    type(model).get_extra_state = lambda self: {}\n    splits ="), "dict as _extra_state"),
         (("test=splits[2])", "test=splits[2], loss=lambda o, t: o.sum() * float('nan'))"), "loss returned nan"),
         (("test=splits[2])", "test=splits[2], loss=lambda o, t: o)"), "loss must return a scalar"),
         (("test=splits[2])", "test=splits[2], metric=lambda o, t: o.sum())"), "metric must return one score"),

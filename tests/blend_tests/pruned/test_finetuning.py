@@ -183,6 +183,8 @@ def test_distillation_is_the_divergence_at_a_temperature():
     divergence = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
     assert float(teacher.distance(student, wanted, targets)) == pytest.approx(4 * divergence)
     assert float(teacher.distance(wanted, wanted, targets)) == pytest.approx(0.0, abs=1e-7)
+    soft = torch.tensor([[0.9, 0.1]])
+    assert teacher.distance(student, wanted, soft) == teacher.distance(student, wanted, targets)
 
 
 def test_what_is_no_logits_is_distilled_by_squared_error(capsys):
@@ -213,6 +215,7 @@ def test_a_recipe_is_the_tasks_but_for_what_is_given():
     ("values", "complaint"),
     [
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"epochs": 2.0}, "epochs must be a whole number, got 2.0"),
         ({"learning_rate": 0.0}, "learning_rate must be greater than 0, got 0"),
         ({"learning_rate": math.nan}, "learning_rate must be greater than 0, got nan"),
         ({"distill": 1.1}, r"distill must be in \[0, 1\], got 1.1"),
