@@ -5,14 +5,20 @@ Everything goes to stderr, so that stdout stays free for what a program reads.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 LINE_INTERVAL = 5.0
 """Seconds between two lines where there is no terminal."""
+WIDTH = 120
+"""Columns of a table where there is no terminal and no COLUMNS that says otherwise."""
 
 Field = str | float
 
@@ -27,6 +33,14 @@ class Progress(Protocol):
 def say(message: str) -> None:
     """Write a line to stderr; a live bar stays below it."""
     print(message, file=sys.stderr, flush=True)
+
+
+def console() -> Console:
+    """What prints tables and words to stderr, as they are: names and messages may look like markup."""
+    from rich.console import Console  # not before there is something to print: it takes a tenth of a second
+
+    width = None if sys.stderr.isatty() or "COLUMNS" in os.environ else WIDTH
+    return Console(stderr=True, highlight=False, markup=False, width=width)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ def write_scores(path: Path, criterion: BlendedCriterion, table: ScoreTable) -> 
         InputError: If it cannot be written.
     """
     columns = _columns(criterion, table)
-    write_whole(path, _csv(columns) if path.suffix == ".csv" else _npz(columns))
+    write_whole(path, _csv(columns) if path.suffix.lower() == ".csv" else _npz(columns))
 
 
 def _columns(criterion: BlendedCriterion, table: ScoreTable) -> dict[str, NDArray[Any]]:

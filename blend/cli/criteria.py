@@ -23,7 +23,7 @@ from blend.cli.options import (
     names,
     print_json,
 )
-from blend.errors import BlendError
+from blend.errors import BlendError, InputError
 
 commands = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]})
 
@@ -144,14 +144,15 @@ def doctor(
     """
     from blend.doctor.examination import examine, failed, findings_table, verdict
     from blend.doctor.run_folder import examine_run
+    from blend.progress import console
     from blend.runs import find_run
 
+    if run is not None and everything:
+        raise InputError("all must be left out with a run: it is about this machine's criteria")
     findings = list(examine(runs_dir, everything) if run is None else examine_run(find_run(runs_dir, run)))
     if as_json:
         print_json({"passed": not failed(findings), "findings": [vars(finding) for finding in findings]})
     else:
-        from rich.console import Console
-
-        Console(stderr=True, highlight=False).print(findings_table(findings))
+        console().print(findings_table(findings))
     if failures := failed(findings):
         raise BlendError(verdict(failures))

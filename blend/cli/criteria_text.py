@@ -6,10 +6,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
+from blend.progress import console
 from criteria.claims import CLAIMS
 
 
@@ -21,17 +22,17 @@ def print_criteria(records: Sequence[dict[str, Any]]) -> None:
         table.add_column(column, no_wrap=short or column == "reference", overflow="fold" if short else "ellipsis")
     for one in records:
         table.add_row(one["name"], one["family"], one["cost"], ", ".join(one["needs"]), one["reference"])
-    console = Console(stderr=True, highlight=False)
-    console.print(table)
-    console.print(f"{len(records)} criteria; blend criteria NAME tells formula, parameters and cautions of one")
+    shown = console()
+    shown.print(table)
+    shown.print(f"{len(records)} criteria; blend criteria NAME tells formula, parameters and cautions of one")
 
 
 def print_criterion(record: dict[str, Any]) -> None:
     """Everything about one."""
-    console = Console(stderr=True, highlight=False)
-    console.print(f"[bold]{record['name']}[/]  ({record['family']})")
+    shown = console()
+    shown.print(Text.assemble((record["name"], "bold"), f"  ({record['family']})"))
     for paragraph in _readable(record["formula"]).split("\n\n"):
-        console.print(Padding(" ".join(paragraph.split()), (0, 0, 1, 0)), markup=False)
+        shown.print(Padding(" ".join(paragraph.split()), (0, 0, 1, 0)))
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column(overflow="fold")
@@ -41,12 +42,12 @@ def print_criterion(record: dict[str, Any]) -> None:
     facts.add_row("claims", "; ".join(CLAIMS[claim] for claim in record["claims"]) or "nothing beyond finite scores")
     facts.add_row("caution", _readable(record["caution"] or "none is declared"))
     facts.add_row("reference", record["reference"])
-    console.print(facts, markup=False)
+    shown.print(facts)
     if record["parameters"]:
-        console.print(_parameters(record["parameters"]))
+        shown.print(_parameters(record["parameters"]))
         example = record["parameters"][0]
         base = record["name"].partition(":")[0]
-        console.print(f"\nset one as  --criteria {base}:{example['name']}={_written(example['default'])}", markup=False)
+        shown.print(f"\nset one as  --criteria {base}:{example['name']}={_written(example['default'])}")
 
 
 def _parameters(parameters: Sequence[dict[str, Any]]) -> Table:

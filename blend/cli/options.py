@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from blend.defaults import DEFAULT_CRITERIA
+from blend.errors import BlendError
 
 TaskArgument = Annotated[
     str, typer.Argument(metavar="TASK", help="Built-in name, package.module:function or path/to/file.py:function.")
@@ -173,8 +174,15 @@ CHEAP_CRITERIA = ",".join(DEFAULT_CRITERIA)
 
 
 def print_json(document: Any) -> None:
-    """The one thing that goes to stdout."""
-    print(json.dumps(document, indent=2))
+    """The one thing that goes to stdout.
+
+    Raises:
+        BlendError: It does not take it.
+    """
+    try:
+        print(json.dumps(document, indent=2), flush=True)
+    except OSError as error:
+        raise BlendError(f"stdout does not take the result: {error}") from error
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -162,8 +162,9 @@ def _summary(record: PruningRecord) -> dict[str, Any]:
 
 def _print_stages(record: PruningRecord) -> None:
     """What the network costs and is worth, before and after."""
-    from rich.console import Console
     from rich.table import Table
+
+    from blend.progress import console
 
     asked = record.pruning
     source = record.criterion.get("name") or record.criterion["file"]
@@ -179,10 +180,10 @@ def _print_stages(record: PruningRecord) -> None:
             *(f"{rounded(timed['seconds'], 3)}s" for timed in stage["latency"]),
             f"{stage['heldout_loss']:.4f}", f"{stage['heldout_metric']:.4f}", f"{stage['test_metric']:.4f}",
         )  # fmt: skip
-    console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 100)
-    console.print(table)
+    shown = console()
+    shown.print(table)
     for line in _speed(record):
-        console.print(line, soft_wrap=True)
+        shown.print(line, soft_wrap=True)
 
 
 def _speed(record: PruningRecord) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -18,8 +19,7 @@ commands = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]})
 @commands.command("list", epilog="Example:  blend list --runs-dir /data/runs")
 def list_runs(runs_dir: options.RunsDir = RUNS, as_json: options.Json = False) -> None:
     """List all runs, oldest first."""
-    from rich.console import Console
-
+    from blend.progress import console
     from blend.report import runs_table, summary
     from blend.runs import all_runs
 
@@ -27,7 +27,7 @@ def list_runs(runs_dir: options.RunsDir = RUNS, as_json: options.Json = False) -
     if as_json:
         print_json([summary(run) for run in runs])
     elif runs:
-        Console(stderr=True).print(runs_table(runs))
+        console().print(runs_table(runs))
     else:
         print(f"no runs in '{runs_dir}'", file=sys.stderr)
 
@@ -97,7 +97,7 @@ def export(
         if f"{reduction:g}" not in shown:
             raise InputError(f"reduction must be one of {', '.join(shown)}, got {reduction:g}")
         source = found.folder / export_at(reduction)
-    if file.exists() and not force:
+    if os.path.exists(file) and not force:  # Path.exists raises where a name is too long
         raise InputError(f"'{file}' exists; --force overwrites it")
 
     from blend.blended import BlendedCriterion
@@ -106,7 +106,7 @@ def export(
 
     criterion = BlendedCriterion.load(source)
     criterion = criterion.without_corrections() if without_corrections else criterion
-    if file.suffix in SUFFIXES:
+    if file.suffix.lower() in SUFFIXES:
         write_scores(file, criterion, ScoreTable.load(found.folder / SCORES))
     else:
         criterion.save(file)

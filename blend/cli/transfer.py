@@ -64,7 +64,7 @@ def transfer(
         workers=cpu_count(only_physical_cores=True) if workers is None else workers,
     )  # fmt: skip
     print_transfer(report)
-    if figure is not None:
-        draw_transfer(report, figure)
     if as_json:
         print_json(report)
+    if figure is not None:
+        draw_transfer(report, figure)

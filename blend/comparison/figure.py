@@ -35,6 +35,8 @@ def check_figure(path: Path, suffixes: Sequence[str] = SUFFIXES) -> None:
         raise InputError(f"figure must end in {', '.join(suffixes)}, got '{path}'")
     if not path.parent.is_dir():
         raise InputError(f"figure must lie in an existing folder, got '{path}'")
+    if path.is_dir():
+        raise InputError(f"figure must be a file, and '{path}' is a folder")
 
 
 def draw_comparison(report: dict[str, Any], path: Path | TextIO) -> None:

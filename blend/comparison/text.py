@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from blend.comparison.compare import SAME
+from blend.progress import console
 from blend.scoring import notes_in_words
 
 _COST = {"macs": "MACs", "params": "parameters"}
@@ -16,22 +17,22 @@ _COST = {"macs": "MACs", "params": "parameters"}
 
 def print_comparison(report: dict[str, Any]) -> None:
     """Everything that a comparison found, the answer last."""
-    console = Console(stderr=True, highlight=False)
+    shown = console()
     clusters = Table(title="clusters of each group (the medoid, which speaks for the others, first)", box=None)
     clusters.add_column("group")
     clusters.add_column("clusters", overflow="fold")
     for name, group in report["groups"].items():
         clusters.add_row(name, "  |  ".join(", ".join(c["criteria"]) for c in group["clusters"]))
     for table in (clusters, _agreement(report), _worth(report)):
-        console.print(table)
-        console.print()
+        shown.print(table)
+        shown.print()
     for line in notes_in_words(report["notes"], len(report["groups"])):
-        console.print(line, soft_wrap=True, markup=False)
+        shown.print(line, soft_wrap=True)
     for row in report["results"]:
         if row["heldout_metric"] is None:
-            console.print(f"note: {row['name']}: {row['note']}", soft_wrap=True, markup=False)
+            shown.print(f"note: {row['name']}: {row['note']}", soft_wrap=True)
     for sentence in answer(report):
-        console.print(sentence, soft_wrap=True, markup=False)
+        shown.print(sentence, soft_wrap=True)
 
 
 def answer(report: dict[str, Any]) -> Iterator[str]:
@@ -67,7 +68,7 @@ def _agreement(report: dict[str, Any]) -> Table:
     for row, i in enumerate(order):
         rho, overlap = report["mean_spearman"][i], report["mean_tail_overlap"][i]
         cells = [_shaded(rho[j]) if column > row else _dim(overlap[j]) for column, j in enumerate(order)]
-        cells[row] = "·"
+        cells[row] = Text("·")
         table.add_row(str(row + 1), report["criteria"][i], *cells)
     return table
 
@@ -138,15 +139,15 @@ def _listed(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _shaded(rho: float | None) -> str:
+def _shaded(rho: float | None) -> Text:
     if rho is None:
-        return "–"
+        return Text("–")
     colour = "bold green" if rho >= SAME else "red" if rho < 0.2 else "default"
-    return f"[{colour}]{_short(rho)}[/]"
+    return Text(_short(rho), colour)
 
 
-def _dim(value: float | None) -> str:
-    return "–" if value is None else f"[dim]{_short(value)}[/]"
+def _dim(value: float | None) -> Text:
+    return Text("–") if value is None else Text(_short(value), "dim")
 
 
 def _short(value: float) -> str:

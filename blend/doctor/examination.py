@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from blend.doctor.environment import Finding, environment
 from blend.progress import progress
@@ -51,7 +51,7 @@ def findings_table(findings: list[Finding]) -> Table:
         table.add_column(column, overflow="fold")
     for finding in _condensed(findings):
         style = _STYLES[finding.outcome]
-        cells = (finding.area, finding.name, f"[{style}]{finding.outcome}[/]", escape(finding.reason))
+        cells = (finding.area, finding.name, Text(finding.outcome, style), finding.reason)
         table.add_row(*cells, style="dim" if finding.outcome == "not applicable" else None)
     return table
 

@@ -122,13 +122,19 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
 
     Args:
         network: A network in evaluation mode.
-        batches: Inputs from the calibration split, best of equal size: each counts the same.
+        batches: Inputs from the calibration split, without their labels, best of equal size: each counts the same.
+
+    Raises:
+        InputError: A batch is no tensor; statistics stay as they were.
     """
     norms = [module for module in network.modules() if isinstance(module, BATCH_NORM) and module.track_running_stats]
     before = [(norm.momentum, norm.training) for norm in norms]
     try:
         with torch.no_grad():
             for number, inputs in enumerate(batches if norms else ()):
+                if not isinstance(inputs, Tensor):
+                    what = type(inputs).__name__
+                    raise InputError(f"batches must be inputs alone, without labels, got a {what} as batch {number}")
                 if number == 0:
                     for norm in norms:
                         norm.reset_running_stats()

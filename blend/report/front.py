@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from blend.runs import CONTROL, SEARCH, Run, export_at
 from blend.runs.course import course
@@ -52,8 +53,8 @@ def front_table(run: Run, rows: list[dict[str, Any]]) -> Table:
         low, high = margin["test_ci95"]
         table.add_row(
             f"{row['reduction']:g}", f"{row['achieved_reduction']:.4f}", f"{row['heldout_metric']:.4f}",
-            f"[bold green]{row['test_metric']:.4f}[/]", f"{single['name']}, {single['allocation']}" if single else "",
-            f"{single['test_metric']:.4f}" if single else "",
+            Text(f"{row['test_metric']:.4f}", "bold green"),
+            *((f"{single['name']}, {single['allocation']}", f"{single['test_metric']:.4f}") if single else ("", "")),
             f"{100 * margin['test']:+.1f} ({100 * low:+.1f} … {100 * high:+.1f})",
             f"{chance['test_metric']:.4f}" if chance else "",
         )  # fmt: skip

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from blend.limits import ending
+from blend.progress import console, say
 from blend.report.front import front_in_words, front_rows, front_table, hypervolumes
 from blend.runs import CONTROL, FINAL, POLISH, SEARCH, Run
 from blend.runs.course import course, course_in_words
@@ -66,32 +66,35 @@ def summary(run: Run) -> dict[str, Any]:
 def print_result(run: Run) -> None:
     """The table of all baselines and the blend, best test result first, and the verdict in words."""
     about = summary(run)
-    console = Console(stderr=True, highlight=False)
+    shown = console()
     if about["margin"] is not None:
-        console.print(_comparison(run, about))
+        shown.print(_comparison(run, about))
         if about["front"] is not None:
-            console.print(front_table(run, about["front"]))
-        console.print(verdict_in_words(about), soft_wrap=True)
+            shown.print(front_table(run, about["front"]))
+        shown.print(verdict_in_words(about), soft_wrap=True)
         if run.config.compensate != "none":
             compensated = f"All of them are compensated by {run.config.compensate} before they are recalibrated."
-            console.print(compensated, soft_wrap=True)
+            shown.print(compensated, soft_wrap=True)
         if run.config.polish:
-            console.print(polish_in_words(about["polish"]), soft_wrap=True)
+            shown.print(polish_in_words(about["polish"]), soft_wrap=True)
     else:
-        console.print(_progress_in_words(about), soft_wrap=True)
+        shown.print(_progress_in_words(about), soft_wrap=True)
     if about["ended"] is not None:
-        console.print(f"The search ended: {ending(about['ended'], run.config)}.", soft_wrap=True)
+        shown.print(f"The search ended: {ending(about['ended'], run.config)}.", soft_wrap=True)
     if about["hypervolume"]:
-        console.print(front_in_words(about["hypervolume"]), soft_wrap=True)
+        shown.print(front_in_words(about["hypervolume"]), soft_wrap=True)
     if records := course(run):
-        console.print(course_in_words(records), soft_wrap=True)
+        shown.print(course_in_words(records), soft_wrap=True)
     for path in about["artefacts"].values():
-        console.print(f"  {path}", soft_wrap=True)
+        shown.print(f"  {path}", soft_wrap=True)
 
 
 def print_course(run: Run) -> None:
     """One line a generation, of the search and of polishing; for a front, of its control, too."""
-    _print_course(f"{run.name}: the search, generation by generation", course(run))
+    if records := course(run):
+        _print_course(f"{run.name}: the search, generation by generation", records)
+    else:
+        say(f"{run.name}: no generation has ended yet")
     if records := course(run, POLISH):
         _print_course(f"{run.name}: polishing, generation by generation", records)
     if run.config.reductions and (records := course(run, CONTROL)):
@@ -110,7 +113,7 @@ def _print_course(title: str, records: Sequence[dict[str, Any]]) -> None:
             f"{record['entropy']:.2f}", f"{record['spread']:.2f}", f"{record['known']} of {record['proposed']}",
             f"×{record['boost']:.2g}", str(record["given_up"]),
         )  # fmt: skip
-    Console(stderr=True, highlight=False).print(table)
+    console().print(table)
 
 
 def verdict_in_words(about: dict[str, Any]) -> str:

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from blend.progress import console
 from blend.transfer.places import FROZEN, RECOMPUTED
 
 KINDS = {FROZEN: "frozen", RECOMPUTED: "recomputed", "uniform_blend": "uniform blend"}
@@ -17,13 +18,13 @@ _COLOURS = {"wins": "bold green", "loses": "bold red", "not told apart": "defaul
 
 def print_transfer(report: dict[str, Any]) -> None:
     """Writes all of it to stderr."""
-    console, searched = Console(stderr=True, highlight=False), report["searched"]
+    shown, searched = console(), report["searched"]
     title = f"{report['file']}, searched on {searched['task']} with {searched['reduction']:g} of its {report['cost']}"
-    console.print(f"{title} removed", markup=False, soft_wrap=True)
+    shown.print(f"{title} removed", soft_wrap=True)
     for task in report["tasks"]:
-        console.print(task_table(task))
+        shown.print(task_table(task))
     for line in [*_refusals(report), *answer(report)]:
-        console.print(line, markup=False, soft_wrap=True)
+        shown.print(line, soft_wrap=True)
 
 
 def task_table(task: dict[str, Any]) -> Table:
@@ -40,12 +41,12 @@ def task_table(task: dict[str, Any]) -> Table:
     return table
 
 
-def _cells(entry: dict[str, Any]) -> tuple[str, ...]:
+def _cells(entry: dict[str, Any]) -> tuple[str | Text, ...]:
     if "reason" in entry:
         return "—", "—", "—"
     margin, colour = entry["margin"], _COLOURS[entry["verdict"]]
     low, high = margin["test_ci95"]
-    points = f"[{colour}]{100 * margin['test']:+.1f} ({100 * low:+.1f} … {100 * high:+.1f})[/]"
+    points = Text(f"{100 * margin['test']:+.1f} ({100 * low:+.1f} … {100 * high:+.1f})", colour)
     return f"{entry['heldout_metric']:.3f}", f"{entry['test_metric']:.3f}", points, margin["test_over"]
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import pytest
 from blend.cli import run
 from blend.config import search_config
 from blend.pipeline import start
+from blend.runs import Run
 
 TASK_FILE = Path(__file__).parents[1] / "task_file.py"
 SOURCE = TASK_FILE.read_text()
@@ -186,6 +188,20 @@ def test_show_without_json_prints_the_table_for_people_to_stderr(capsys, finishe
         assert word in err
 
 
+def test_a_run_is_shown_whatever_its_error_and_its_folder_are_called(capsys, finished, tmp_path):
+    folder = tmp_path / "runs[/x]" / "it"
+    shutil.copytree(finished.folder, folder)
+    assert run(["show", str(folder)]) == 0
+    assert str(folder / "criterion.blend.json") in capsys.readouterr().err
+    failed = tmp_path / "failed"
+    one = Run.create(failed, search_config(task=f"{TASK_FILE}:small"))
+    one.commit({"status": "failed", "error": "OSError: cannot read [/mnt/labels.txt]"})
+    assert run(["show", str(failed), "--course"]) == 0
+    told = capsys.readouterr().err
+    assert "cannot read [/mnt/labels.txt]" in told
+    assert "failed: no generation has ended yet" in told
+
+
 def test_export_writes_the_file_once(capsys, finished, tmp_path):
     file = tmp_path / "mine.blend.json"
     command = ["export", "it", str(file), "--runs-dir", str(finished.folder.parent)]
@@ -193,7 +209,13 @@ def test_export_writes_the_file_once(capsys, finished, tmp_path):
     assert json.loads(file.read_text())["schema_version"] == 2
     assert "exists; --force overwrites it" in refused(capsys, *command)
     assert run([*command, "--force"]) == 0
-    assert "cannot write" in refused(capsys, *command[:2], tmp_path / "no" / "file.json", *command[3:])
+    for wrong in (tmp_path / "no" / "file.json", file / "file.json", tmp_path / ("x" * 300)):
+        assert "cannot write" in refused(capsys, *command[:2], wrong, *command[3:])
+    long = tmp_path / ("x" * 250)
+    assert run([*command[:2], str(long), *command[3:]]) == 0
+    table = tmp_path / "SCORES.CSV"
+    assert run([*command[:2], str(table), *command[3:]]) == 0
+    assert table.read_text().startswith("group,")
     assert "reduction must be left out where no front was searched, got 0.4" in refused(
         capsys, *command, "--force", "--reduction", "0.4"
     )

@@ -204,6 +204,14 @@ def test_recalibration_tidies_up_when_the_network_raises():
     assert model.norm.momentum == 0.1
 
 
+def test_recalibration_refuses_labels_and_leaves_the_statistics():
+    model = tiny()
+    before = bits(model)
+    with pytest.raises(InputError, match="batches must be inputs alone, without labels, got a tuple as batch 0"):
+        recalibrate(model, [(tiny_images(), torch.zeros(4))])
+    assert bits(model) == before
+
+
 def test_recalibration_of_a_network_without_batch_norm_runs_nothing():
     def batches():
         raise AssertionError("nobody needs these")
