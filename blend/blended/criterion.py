@@ -12,11 +12,12 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from torch import Tensor, nn
 
 from blend.blended.document import checksum, not_one, read, write
 from blend.blended.formula import Blender, GroupFormula
+from blend.blended.records import BlendedGroup, CriterionRecord, MetricsPart, Strict, TaskPart
 from blend.budget import CostModel, floors, keep_mask
 from blend.errors import InputError, first_problem
 from blend.identity import NetworkIdentity
@@ -29,86 +30,7 @@ class NotCompensatedWarning(UserWarning):
     """A blend that was searched with compensation is used where nothing compensates."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Spokesman(_Strict):
-    """A criterion that speaks in a group, and its calibration factor."""
-
-    criterion: str
-    factor: Annotated[float, Field(ge=-1.0, le=1.0, allow_inf_nan=False)]
-
-
-class Correction(_Strict):
-    """A channel whose score is not what the blend gives it: what polishing has changed.
-
-    Attributes:
-        channel: Which one of the group, from 0.
-        own: The blend's own score.
-        delta: What was added to it.
-    """
-
-    channel: Annotated[int, Field(ge=0)]
-    own: Annotated[float, Field(allow_inf_nan=False)]
-    delta: Annotated[float, Field(allow_inf_nan=False)]
-
-
-class BlendedGroup(_Strict):
-    """One channel group of the blend.
-
-    Attributes:
-        name: As in the channel graph: the first layer that produces the channels.
-        size: Number of channels.
-        layers: All layers whose output channels these are; they can only be pruned together.
-        clusters: Criteria that rank this group alike.
-        candidates: Who speaks, with which factor; their absolute values sum to 1. Empty where the scores were searched
-            channel by channel, so that no criterion speaks.
-        offset: What the group is lifted by in the global ranking.
-        scores: Frozen final scores, one per channel, comparable across groups; higher means keep.
-        corrections: The channels whose scores are not the blend's own; the scores hold the corrected ones.
-    """
-
-    name: str
-    size: Annotated[int, Field(ge=1)]
-    layers: tuple[str, ...]
-    clusters: tuple[tuple[str, ...], ...]
-    candidates: tuple[Spokesman, ...]
-    offset: Annotated[float, Field(allow_inf_nan=False)]
-    scores: tuple[Annotated[float, Field(allow_inf_nan=False)], ...]
-    corrections: tuple[Correction, ...] = ()
-
-    @model_validator(mode="after")
-    def _one_score_per_channel(self) -> BlendedGroup:
-        if len(self.scores) != self.size:
-            raise ValueError(f"group '{self.name}' has {self.size} channels but {len(self.scores)} scores")
-        return self
-
-    @model_validator(mode="after")
-    def _corrected_as_said(self) -> BlendedGroup:
-        for c in self.corrections:
-            # own + delta rounds once, of numbers that are about 1
-            if c.channel >= self.size or abs(c.own + c.delta - self.scores[c.channel]) > 1e-9:
-                raise ValueError(f"group '{self.name}' has no channel {c.channel} of score {c.own} + {c.delta}")
-        return self
-
-    @property
-    def own_scores(self) -> tuple[float, ...]:
-        """The scores without corrections."""
-        own = {correction.channel: correction.own for correction in self.corrections}
-        return tuple(own.get(channel, score) for channel, score in enumerate(self.scores))
-
-
-class CriterionRecord(_Strict):
-    """A criterion that speaks somewhere: as it is asked for, with the values of all its parameters."""
-
-    name: str
-    family: str
-    reference: str
-    parameters: dict[str, bool | int | float | str]
-
-
-class BlendedCriterion(_Strict):
+class BlendedCriterion(Strict):
     """A blended criterion: what ``*.blend.json`` holds, see `blend.blended.document`.
 
     It is read without this software as easily as with it, and loading it never runs code.
@@ -129,6 +51,18 @@ class BlendedCriterion(_Strict):
     seed: int
     metrics: dict[str, Any]
     versions: dict[str, str]
+
+    @field_validator("task")
+    @classmethod
+    def _task_is_readable(cls, task: dict[str, Any]) -> dict[str, Any]:
+        TaskPart.model_validate(task)
+        return task
+
+    @field_validator("metrics")
+    @classmethod
+    def _metrics_are_readable(cls, metrics: dict[str, Any]) -> dict[str, Any]:
+        MetricsPart.model_validate(metrics)
+        return metrics
 
     @model_validator(mode="after")
     def _each_group_once(self) -> BlendedCriterion:
@@ -156,7 +90,7 @@ class BlendedCriterion(_Strict):
         """
         document = read(Path(path))
         try:
-            return cls.model_validate(document)
+            return cls.model_validate_json(json.dumps(document), strict=True)
         except ValidationError as error:
             raise not_one(Path(path), first_problem(error)) from error
 
