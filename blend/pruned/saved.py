@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from blend.errors import BlendError, InputError, described, first_problem
+from blend.errors import InputError, first_problem
 from blend.identity import NetworkIdentity
 from criteria.graph import ChannelGraph, Keep
 from criteria.layers import refit, unit_of
@@ -135,45 +131,6 @@ def load_pruned(folder: str | Path, model_factory: Callable[[], nn.Module]) -> n
     for layer, unit in layers:
         refit(layer, unit)
     return model.eval()
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside one that is to be; takes its name at the end, or is gone.
-
-    Raises:
-        InputError: The folder exists, or nothing can be written there.
-        BlendError: Writing fails later, as on a full disk.
-    """
-    check_free_folder(folder)
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}.draft")
-    try:
-        draft.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"out must be a folder that can be made, got '{folder}': {error.strerror}") from error
-    try:
-        yield draft
-        draft.rename(folder)
-    except OSError as error:
-        raise BlendError(f"'{folder}' could not be written: {described(error)}; nothing of it is left") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def check_free_folder(folder: Path) -> None:
-    """Refuses a folder that exists, or that cannot be made, before any work is done for it.
-
-    Raises:
-        InputError: Saying which.
-    """
-    if folder.exists() or folder.is_symlink():
-        raise InputError(f"out must be a folder that does not exist yet, got '{folder}'")
-    parent = next(parent for parent in folder.absolute().parents if parent.exists())
-    try:
-        with tempfile.TemporaryFile(dir=parent):
-            pass
-    except OSError as error:
-        raise InputError(f"out must be a folder that can be made, got '{folder}': {error.strerror}") from error
 
 
 def write_weights(network: nn.Module, layout: str, path: Path) -> int:
