@@ -157,11 +157,18 @@ def removed_channels(graph: ChannelGraph, keep: Keep) -> tuple[RemovedChannels, 
     )
 
 
-def cuts(graph: ChannelGraph, keep: Keep) -> tuple[Cut, ...]:
-    """The positions of tensors that a mask removes."""
+def cuts(graph: ChannelGraph, keep: Keep, model: nn.Module) -> tuple[Cut, ...]:
+    """The positions of tensors that a mask removes, by every name that the unpruned network has for them."""
+    tensors: dict[str, Tensor] = model.state_dict(keep_vars=True)
+    names: dict[int, list[str]] = {}
+    for name, tensor in tensors.items():
+        names.setdefault(id(tensor), []).append(name)
     kept = np.append(keep, True)  # owner -1 reads the last one
-    gone = ((axis, np.flatnonzero(~kept[axis.owner]).tolist()) for axis in graph.axes)
-    return tuple(Cut(tensor=axis.tensor, dim=axis.dim, removed=tuple(where)) for axis, where in gone if where)
+    found: dict[tuple[str, int], tuple[int, ...]] = {}
+    for axis in graph.axes:
+        if where := np.flatnonzero(~kept[axis.owner]).tolist():
+            found.update({(name, axis.dim): tuple(where) for name in names[id(tensors[axis.tensor])]})
+    return tuple(Cut(tensor=name, dim=dim, removed=where) for (name, dim), where in found.items())
 
 
 def _check_network(record: PruningRecord, shapes: Mapping[str, tuple[int, ...]]) -> None:

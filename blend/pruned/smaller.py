@@ -75,7 +75,7 @@ def _record(steps: Steps, made: Position, stages: list[dict[str, Any]]) -> Pruni
     added = [name for name in made.now.network.state_dict() if name not in graph.shapes]
     return PruningRecord(
         groups=removed_channels(graph, keep),
-        cuts=cuts(graph, keep),
+        cuts=cuts(graph, keep, chosen.task.model),
         biases=tuple(name.removesuffix(".bias") for name in added),
         network=NetworkIdentity(layout=graph.fingerprint, weights=weight_hash(chosen.task.model), shapes=graph.shapes),
         criterion=chosen.criterion,
