@@ -139,9 +139,15 @@ def write_weights(network: nn.Module, layout: str, path: Path) -> int:
 
 
 def plain_tensors(network: nn.Module) -> dict[str, Tensor]:
-    """A network's tensors, each with memory of its own, as the file's format wants them."""
-    tensors = network.state_dict().items()
-    return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors}
+    """A network's tensors that are saved, as `plain` has them."""
+    return plain(network.state_dict())
+
+
+def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors, each with memory of its own, as the file's format wants them."""
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
 
 
 def removed_channels(graph: ChannelGraph, keep: Keep) -> tuple[RemovedChannels, ...]:
