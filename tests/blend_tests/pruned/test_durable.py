@@ -2,13 +2,16 @@
 
 import errno
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from blend.errors import BlendError
 from blend.pruned import durable
-from blend.pruned.durable import new_folder
+from blend.pruned.durable import _remove_abandoned, new_folder
 
 
 @pytest.fixture
@@ -49,3 +52,38 @@ def test_what_does_not_reach_the_disk_gets_no_name(tmp_path, monkeypatch):
     with pytest.raises(BlendError, match="Input/output error; nothing of it is left"), new_folder(tmp_path / "out"):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from blend.pruned.durable import _remove_abandoned, new_folder
+with new_folder(Path(sys.argv[1])) as draft:
+    (draft / "file").write_text("x")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_has_left_is_removed_and_nothing_else(tmp_path):
+    out, others = tmp_path / "o[u]t", [tmp_path / ".o[u]t.mine.draft", tmp_path / ".other.1.draft"]
+    for other in others:
+        other.mkdir()
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(out)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    [left] = set(tmp_path.iterdir()) - {*others}
+    with new_folder(out):
+        assert not left.exists()
+    assert {*tmp_path.iterdir()} == {out, *others}
+
+
+def test_what_a_living_process_writes_is_left_alone(tmp_path):
+    alive = KILLED.replace("os.kill(os.getpid(), signal.SIGKILL)", "print(draft, flush=True); sys.stdin.read()")
+    with subprocess.Popen(
+        [sys.executable, "-c", alive, str(tmp_path / "out")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        draft = Path(process.stdout.readline().strip())
+        _remove_abandoned(tmp_path / "out")
+        assert (draft / "file").exists()
+        process.communicate("")
+    assert process.returncode == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
