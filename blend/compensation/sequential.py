@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import greenlet
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from blend.compensation.consumer_inputs import blocks_of, readings, weight_of, with_statistics
 from blend.compensation.correction import RIDGE, Compensation, Corrected, ridge_solution
+from blend.pruning.halting import HaltingPass, halt, halting_passes
 from blend.pruning.inference import batch_statistics, pooled
 from blend.pruning.slicing import PrunedNetwork
 from criteria.graph import ChannelGraph, Keep
@@ -110,21 +110,24 @@ def _walk(
     """
     waiting = {*names, *norms}
 
-    def halt(name: str, tensor: Tensor) -> None:
+    def halt_at(name: str, tensor: Tensor) -> None:
         if name in waiting:
-            greenlet.getcurrent().parent.switch((name, tensor.detach()))
+            halt((name, tensor.detach()))
 
     def handles() -> Iterator[RemovableHandle]:
         for name in names:
             layer = original.get_submodule(name)
-            yield layer.register_forward_hook(lambda _, args, made, name=name: halt(name, made))
+            yield layer.register_forward_hook(lambda _, args, made, name=name: halt_at(name, made))
         for name in waiting:
             yield pruned.get_submodule(name).register_forward_pre_hook(
-                lambda _, args, kwargs, name=name: halt(name, args[0] if args else kwargs["input"]), with_kwargs=True
+                lambda _, args, kwargs, name=name: halt_at(name, args[0] if args else kwargs["input"]), with_kwargs=True
             )
 
-    with hooks(list(handles())):
-        first, second = ([greenlet.greenlet(network) for _ in batches] for network in (original, pruned))
+    with (
+        hooks(list(handles())),
+        halting_passes(original, batches) as first,
+        halting_passes(pruned, batches) as second,
+    ):
         here, made = _next(first, batches)
         there, read = _next(second, batches)
         while there is not None:
@@ -140,15 +143,14 @@ def _walk(
 
 
 def _next(
-    runs: Sequence[greenlet.greenlet], batches: Sequence[Tensor] | None = None
+    runs: Sequence[HaltingPass], batches: Sequence[Tensor] | None = None
 ) -> tuple[str | None, list[Tensor]]:
     """Lets all runs go on to where they halt next: the layer's name and what they bring; None at the end."""
-    halts = [run.switch() for run in runs] if batches is None else [
-        run.switch(batch) for run, batch in zip(runs, batches, strict=True)
-    ]  # fmt: skip
-    if all(run.dead for run in runs):
+    values: Sequence[Tensor | None] = batches or [None] * len(runs)
+    halts = [run.go_on(value) for run, value in zip(runs, values, strict=True)]
+    if all(run.ended for run in runs):
         return None, []
-    if any(run.dead for run in runs) or len({name for name, _ in halts}) > 1:
+    if any(run.ended for run in runs) or len({name for name, _ in halts}) > 1:
         raise RuntimeError("which layers a forward pass visits must not depend on the inputs")
     return halts[0][0], [tensor for _, tensor in halts]
 

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from blend.errors import BlendError, InputError, described
 from blend.progress import Progress, progress
+from blend.pruned.buffers import all_tensors, put_tensors
 from blend.pruned.distillation import Teacher
-from blend.pruned.saved import plain_tensors
 from blend.pruned.step import judged
 from blend.pruned.training_data import InMemory, Streamed, TrainingData, seeded, training_data
 from blend.pruning import single_thread
@@ -196,7 +196,7 @@ class _Training:
         for name, tensor in tensors.items():
             part, _, key = name.partition("/")
             parts[part][key] = tensor
-        self.network.load_state_dict(parts["network"])
+        put_tensors(self.network, parts["network"])
         self.best = parts["best"]
         for name, buffer in parts["momentum"].items():
             self.optimiser.state[self.parameters[name]]["momentum_buffer"] = buffer
@@ -208,7 +208,7 @@ class _Training:
             for name, parameter in self.parameters.items()
             if (found := self.optimiser.state[parameter].get("momentum_buffer")) is not None
         }
-        network = {f"network/{name}": tensor for name, tensor in plain_tensors(self.network).items()}
+        network = {f"network/{name}": tensor for name, tensor in all_tensors(self.network).items()}
         return {**network, **momentum, **{f"best/{n}": t for n, t in self.best.items()}}, {"course": self.course}
 
     def epoch(self, epoch: int, seed: int, bar: Progress) -> None:
@@ -256,7 +256,7 @@ class _Training:
             raise self._diverged(epoch, f"the held-out loss is {heldout_loss}")
         self.course.append(row)
         if best_epoch(self.course) == epoch:
-            self.best = plain_tensors(self.network)
+            self.best = all_tensors(self.network)
 
     def _diverged(self, epoch: int, how: str) -> Diverged:
         if not epoch:
@@ -266,5 +266,5 @@ class _Training:
 
     def best_network(self) -> nn.Module:
         """The network as it was after its best epoch."""
-        self.network.load_state_dict(self.best)
+        put_tensors(self.network, self.best)
         return self.network.eval()

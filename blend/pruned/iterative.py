@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from blend.budget import Cost
 from blend.identity import weight_hash
 from blend.progress import say
+from blend.pruned.buffers import all_tensors, check_unsaved, put_tensors, unsaved_names
 from blend.pruned.choice import Chosen, Request, keep_at, lowest
 from blend.pruned.finetuning import Course, Diverged, best_epoch, finetuned
 from blend.pruned.rescoring import Rescoring
-from blend.pruned.saved import plain_tensors
 from blend.pruned.step import compensated, recalibrated
 from blend.pruned.training_data import TrainingData, training_data
 from blend.pruned.unfinished import Slot, Unfinished
@@ -76,8 +76,8 @@ class Steps:
         request: What was asked for.
 
     Raises:
-        InputError: What to train on is missing or not fit for it, or the criterion file has no formula for more than
-            one step.
+        InputError: What to train on is missing or not fit for it, the network would need what it does not save, or the
+            criterion file has no formula for more than one step.
     """
 
     def __init__(self, chosen: Chosen, request: Request) -> None:
@@ -89,6 +89,7 @@ class Steps:
         if self.recipes and chosen.task.finetune:
             apart = (chosen.splits.heldout, chosen.splits.test)
             self.data = training_data(chosen.task.finetune.train, self.recipes[0].batch_size, apart)
+            check_unsaved(chosen.task.model, self.data)
 
     @property
     def resumable(self) -> bool:
@@ -199,7 +200,7 @@ class Steps:
         tensors = {
             f"{number}/{name}": tensor
             for number, stage in enumerate(stages)
-            for name, tensor in plain_tensors(stage.network).items()
+            for name, tensor in all_tensors(stage.network).items()
         }
         about = {key: getattr(position, key) for key in ("step", "pruned", "courses")}
         titles = [{"title": one.title, "removed": np.flatnonzero(~one.keep).tolist()} for one in stages]
@@ -254,10 +255,10 @@ def composed(first: Keep, second: Keep) -> Keep:
 def rebuilt(chosen: Chosen, keep: Keep, tensors: Mapping[str, Tensor]) -> nn.Module:
     """The network of a mask, with these tensors; biases that the unpruned one does not have are added."""
     network = PrunedNetwork(chosen.task.model, chosen.graph).extract(keep)
-    for name in tensors.keys() - network.state_dict().keys():
+    for name in tensors.keys() - network.state_dict().keys() - unsaved_names(network):
         layer: Any = network.get_submodule(name.rpartition(".")[0])
         layer.bias = nn.Parameter(tensors[name].to(layer.weight))
-    network.load_state_dict(dict(tensors))
+    put_tensors(network, tensors)
     return network
 
 

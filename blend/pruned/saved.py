@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from blend.errors import BlendError, InputError, described, first_problem
+from blend.errors import InputError, first_problem
 from blend.identity import NetworkIdentity
 from criteria.graph import ChannelGraph, Keep
 from criteria.layers import refit, unit_of
@@ -137,54 +133,21 @@ def load_pruned(folder: str | Path, model_factory: Callable[[], nn.Module]) -> n
     return model.eval()
 
 
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside one that is to be; takes its name at the end, or is gone.
-
-    Raises:
-        InputError: The folder exists, or nothing can be written there.
-        BlendError: Writing fails later, as on a full disk.
-    """
-    check_free_folder(folder)
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}.draft")
-    try:
-        draft.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"out must be a folder that can be made, got '{folder}': {error.strerror}") from error
-    try:
-        yield draft
-        draft.rename(folder)
-    except OSError as error:
-        raise BlendError(f"'{folder}' could not be written: {described(error)}; nothing of it is left") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def check_free_folder(folder: Path) -> None:
-    """Refuses a folder that exists, or that cannot be made, before any work is done for it.
-
-    Raises:
-        InputError: Saying which.
-    """
-    if folder.exists() or folder.is_symlink():
-        raise InputError(f"out must be a folder that does not exist yet, got '{folder}'")
-    parent = next(parent for parent in folder.absolute().parents if parent.exists())
-    try:
-        with tempfile.TemporaryFile(dir=parent):
-            pass
-    except OSError as error:
-        raise InputError(f"out must be a folder that can be made, got '{folder}': {error.strerror}") from error
-
-
 def write_weights(network: nn.Module, layout: str, path: Path) -> int:
     """Writes a network's tensors, and returns the size of the file in bytes."""
     return path.write_bytes(save(plain_tensors(network), metadata={"layout": layout}))
 
 
 def plain_tensors(network: nn.Module) -> dict[str, Tensor]:
-    """A network's tensors, each with memory of its own, as the file's format wants them."""
-    tensors = network.state_dict().items()
-    return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors}
+    """A network's tensors that are saved, as `plain` has them."""
+    return plain(network.state_dict())
+
+
+def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors, each with memory of its own, as the file's format wants them."""
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
 
 
 def removed_channels(graph: ChannelGraph, keep: Keep) -> tuple[RemovedChannels, ...]:
@@ -200,11 +163,18 @@ def removed_channels(graph: ChannelGraph, keep: Keep) -> tuple[RemovedChannels, 
     )
 
 
-def cuts(graph: ChannelGraph, keep: Keep) -> tuple[Cut, ...]:
-    """The positions of tensors that a mask removes."""
+def cuts(graph: ChannelGraph, keep: Keep, model: nn.Module) -> tuple[Cut, ...]:
+    """The positions of tensors that a mask removes, by every name that the unpruned network has for them."""
+    tensors: dict[str, Tensor] = model.state_dict(keep_vars=True)
+    names: dict[int, list[str]] = {}
+    for name, tensor in tensors.items():
+        names.setdefault(id(tensor), []).append(name)
     kept = np.append(keep, True)  # owner -1 reads the last one
-    gone = ((axis, np.flatnonzero(~kept[axis.owner]).tolist()) for axis in graph.axes)
-    return tuple(Cut(tensor=axis.tensor, dim=axis.dim, removed=tuple(where)) for axis, where in gone if where)
+    found: dict[tuple[str, int], tuple[int, ...]] = {}
+    for axis in graph.axes:
+        if where := np.flatnonzero(~kept[axis.owner]).tolist():
+            found.update({(name, axis.dim): tuple(where) for name in names[id(tensors[axis.tensor])]})
+    return tuple(Cut(tensor=name, dim=dim, removed=where) for (name, dim), where in found.items())
 
 
 def _check_network(record: PruningRecord, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -13,16 +13,15 @@ from blend.blended import library_versions
 from blend.errors import BlendError
 from blend.identity import NetworkIdentity, weight_hash
 from blend.pruned.choice import Chosen, Request, choose
+from blend.pruned.durable import check_free_folder, new_folder
 from blend.pruned.exports import check_formats, export
 from blend.pruned.iterative import Position, Steps, training_record
 from blend.pruned.saved import (
     RECORD,
     WEIGHTS,
     PruningRecord,
-    check_free_folder,
     cuts,
     load_pruned,
-    new_folder,
     removed_channels,
     write_weights,
 )
@@ -76,7 +75,7 @@ def _record(steps: Steps, made: Position, stages: list[dict[str, Any]]) -> Pruni
     added = [name for name in made.now.network.state_dict() if name not in graph.shapes]
     return PruningRecord(
         groups=removed_channels(graph, keep),
-        cuts=cuts(graph, keep),
+        cuts=cuts(graph, keep, chosen.task.model),
         biases=tuple(name.removesuffix(".bias") for name in added),
         network=NetworkIdentity(layout=graph.fingerprint, weights=weight_hash(chosen.task.model), shapes=graph.shapes),
         criterion=chosen.criterion,

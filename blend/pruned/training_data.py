@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,9 +14,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from blend.errors import InputError, described
+from blend.progress import say
 from blend.tasks.splits import Data, Split, check_common, check_disjoint, check_pair, example_hashes, materialise
 
 NAME = "training"
+_READ_TWICE = 32
+"""Examples by which it is told whether reading gives the same each time."""
 
 
 class TrainingData(Protocol):
@@ -60,9 +63,11 @@ class Streamed:
     """A Dataset, or an iterable of batches, of which one batch is held at a time.
 
     It is gone through once to begin with, to be counted and compared. Datasets are shuffled; loaders and other
-    iterables come as they are, with their own batches and shuffling. What they draw from the generators of torch, NumPy
-    and Python depends on the seed of the epoch alone; only workers that persist between epochs escape that. Examples
-    that are augmented while they are read cannot be found to be those of another split.
+    iterables come as they are, with their own batches and shuffling. What they draw from the generators of torch,
+    NumPy and Python depends on the seed of the epoch alone; only workers that persist between epochs, and data with a
+    generator of their own, escape that. Where the first examples differ when they are read again, this is said, and
+    the fingerprint is of their number, shapes and types only. Examples that are augmented while they are read cannot
+    be found to be those of another split.
 
     Args:
         data: To be gone through again and again.
@@ -75,13 +80,16 @@ class Streamed:
 
     def __init__(self, data: Dataset[Any] | Iterable[Any], batch_size: int, apart: Sequence[Split] = ()) -> None:
         self.data, self.batch_size = data, batch_size
-        digest, self.batches, examples = hashlib.sha256(), 0, 0
+        digest, forms, first = hashlib.sha256(), set(), list[bytes]()
+        self.batches, examples = 0, 0
         known = [(split, set(example_hashes(split))) for split in apart]
         common: list[set[bytes]] = [set() for _ in apart]
         with seeded(0):
             for inputs, targets, _ in self.epoch(0):
                 hashes = list(example_hashes(materialise((inputs, targets), NAME)))
                 digest.update(b"".join(hashes))
+                forms.add(f"{tuple(inputs.shape[1:])} {inputs.dtype} {tuple(targets.shape[1:])} {targets.dtype}")
+                first += hashes[: _READ_TWICE - len(first)]
                 examples, self.batches = examples + len(hashes), self.batches + 1
                 for (_, theirs), found in zip(known, common, strict=True):
                     found |= theirs.intersection(hashes)
@@ -89,9 +97,25 @@ class Streamed:
             raise InputError(f"the {NAME} split must have at least one example, got none")
         for (split, _), found in zip(known, common, strict=True):
             check_common(len(found), (NAME, examples), (split.name, len(split)))
+        if self._first(len(first)) != first:
+            say(
+                f"note: the {NAME} data differ each time they are read, also with the same seed, so that a run that is "
+                "interrupted and goes on does not end with the same bits as one that is not"
+            )
+            digest = hashlib.sha256(f"{examples} {sorted(forms)}".encode())
         self.fingerprint = digest.hexdigest()[:16]
 
-    def epoch(self, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    def _first(self, number: int) -> list[bytes]:
+        """Hashes of so many examples, as they come when they are read from the beginning."""
+        hashes: list[bytes] = []
+        with seeded(0), closing(self.epoch(0)) as epoch:
+            for inputs, targets, _ in epoch:
+                hashes += example_hashes(materialise((inputs, targets), NAME))
+                if len(hashes) >= number:
+                    break
+        return hashes[:number]
+
+    def epoch(self, seed: int) -> Generator[tuple[Tensor, Tensor, Tensor | None], None, None]:
         """As in `TrainingData`."""
         with ExitStack() as stack:
             for generator in _generators(self.data):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 import signal
 import threading
@@ -23,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from blend.errors import BlendError, InputError, Interrupted, described
+from blend.pruned.durable import durably
 
 REQUEST, LOCK = "request.json", "lock"
 State = tuple[dict[str, Tensor], dict[str, Any]]
@@ -72,7 +72,7 @@ class Unfinished:
     def _check(self, request: dict[str, Any]) -> None:
         path = self.folder / REQUEST
         if not path.exists():
-            with self._mended(), _durably(path) as draft:
+            with self._mended(), durably(path) as draft:
                 draft.write_text(json.dumps(request, indent=1))
             return
         theirs = json.loads(path.read_text())
@@ -107,7 +107,7 @@ class Unfinished:
         Raises:
             BlendError: It could not be written.
         """
-        with self._mended(), _durably(self._path(name)) as draft:
+        with self._mended(), durably(self._path(name)) as draft:
             save_file(dict(tensors), draft, metadata={"state": json.dumps(state)})
 
     def discard(self, name: str) -> None:
@@ -172,24 +172,3 @@ def interruptible(unfinished: Unfinished) -> Iterator[None]:
     finally:
         if main:
             signal.signal(signal.SIGTERM, previous)
-
-
-@contextmanager
-def _durably(path: Path) -> Iterator[Path]:
-    """Gives a draft to write, which takes the place of ``path`` when it has reached the disk."""
-    draft = path.with_name(f"{path.name}.draft")
-    try:
-        yield draft
-        _sync(draft)
-        os.replace(draft, path)
-        _sync(path.parent)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

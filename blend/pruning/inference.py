@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-import greenlet
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from blend.pruning.halting import HaltingPass, halt, halting_passes, may_halt
 from blend.pruning.slicing import TOLERANCES, PrunedNetwork, recalibrate
 from criteria.graph import ChannelGraph, Keep
 from criteria.layers import BATCH_NORM, is_transposed
@@ -135,22 +135,22 @@ def recalibrate_together(network: nn.Module, batches: Sequence[Tensor], norms: I
     Raises:
         RuntimeError: Which BatchNorms are passed depends on the inputs.
     """
-    runs = [greenlet.greenlet(network) for _ in batches]
-    halts = [run.switch(batch) for run, batch in zip(runs, batches, strict=True)]
-    while not all(run.dead for run in runs):
-        halts = _go_on(runs, halts)
+    with halting_passes(network, batches) as runs:
+        halts = [run.go_on(batch) for run, batch in zip(runs, batches, strict=True)]
+        while not all(run.ended for run in runs):
+            halts = _go_on(runs, halts)
     for norm in norms:
         norm.settle()
 
 
-def _go_on(runs: Sequence[greenlet.greenlet], halts: Sequence[Halt]) -> list[Halt]:
+def _go_on(runs: Sequence[HaltingPass], halts: Sequence[Halt]) -> list[Halt]:
     """Lets all runs pass the BatchNorm at which they halt, as far as the next one."""
     norm = halts[0][0]
-    if any(run.dead or halt[0] is not norm for run, halt in zip(runs, halts, strict=True)):
+    if any(run.ended or halt[0] is not norm for run, halt in zip(runs, halts, strict=True)):
         raise RuntimeError("which BatchNorms a forward pass visits must not depend on the inputs")
     statistics = pooled([statistic for _, statistic in halts])
     norm.visits.append(statistics)
-    return [run.switch(statistics) for run in runs]
+    return [run.go_on(statistics) for run in runs]
 
 
 Statistics = tuple[Tensor, Tensor, int]
@@ -180,11 +180,10 @@ class Norm(nn.Module):
         """Normalises by the running statistics, in a greenlet by those of all greenlets; folded, nothing is left."""
         if self.folded:
             return inputs
-        driver = greenlet.getcurrent().parent
-        if driver is None:
+        if not may_halt():
             outputs: Tensor = self.norm(inputs)
             return outputs
-        mean, variance, count = driver.switch((self, batch_statistics(inputs)))
+        mean, variance, count = halt((self, batch_statistics(inputs)))
         self.largest = max(self.largest, count * inputs.shape[1] * inputs.element_size())
         weight, bias = (None if p is None else p.to(mean.dtype) for p in (self.norm.weight, self.norm.bias))
         return F.batch_norm(inputs, mean, variance, weight, bias, eps=self.norm.eps)

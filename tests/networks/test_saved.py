@@ -26,10 +26,10 @@ def chosen(graph, reduction):
     return keep_mask(graph, scores, min(reduction, cost.reduction(least)), cost)
 
 
-def save(network, graph, keep, folder):
+def save(network, model, graph, keep, folder):
     write_weights(network, graph.fingerprint, folder / WEIGHTS)
     record = PruningRecord(
-        groups=removed_channels(graph, keep), cuts=cuts(graph, keep),
+        groups=removed_channels(graph, keep), cuts=cuts(graph, keep, model),
         network=NetworkIdentity(layout=graph.fingerprint, weights="", shapes=graph.shapes),
         criterion={}, pruning={}, stages=(), task={}, versions={},
     )  # fmt: skip
@@ -41,7 +41,7 @@ def check(name, reduction, folder):
     graph = ChannelGraph.build(model, images)
     keep = chosen(graph, reduction)
     assert not keep.all()
-    save(PrunedNetwork(model, graph).extract(keep), graph, keep, folder)
+    save(PrunedNetwork(model, graph).extract(keep), model, graph, keep, folder)
     loaded = load_pruned(folder, lambda: build(name, seed=1))
     with torch.no_grad():
         masked = PrunedNetwork(model, graph).mask(keep)(images)

@@ -271,6 +271,23 @@ def test_a_full_disk_keeps_what_was_saved(capsys, tmp_path, monkeypatch, undistu
     assert weights(tmp_path / "out") == weights(undisturbed["tuned"])
 
 
+def test_the_way_is_kept_until_the_network_is_on_disk(capsys, tmp_path, monkeypatch):
+    left_behind(capsys, tmp_path, monkeypatch)
+    sync = os.fsync
+
+    def synced(descriptor):
+        if os.path.samestat(os.fstat(descriptor), tmp_path.stat()) and (tmp_path / "out").exists():
+            raise OSError(5, "Input/output error")
+        sync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", synced)
+        assert "Input/output error; nothing of it is left" in prune(capsys, tmp_path / "out", *TUNED, code=3)
+    assert [path.name for path in tmp_path.iterdir()] == [".out.unfinished"]
+    prune(capsys, tmp_path / "out", *TUNED)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint", "code"),
     [

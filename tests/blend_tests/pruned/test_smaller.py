@@ -21,7 +21,7 @@ from blend.pipeline import start
 from blend.pruned.saved import RECORD, WEIGHTS, PruningRecord
 from blend.task import load_task
 
-from ..task_file import SmallNetwork, small
+from ..task_file import SmallNetwork, small, tunable
 
 TASK = f"{Path(__file__).parents[1] / 'task_file.py'}:small"
 
@@ -258,6 +258,36 @@ def test_onnx_says_what_to_install(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("blend.pruned.onnx_export.find_spec", lambda name: None)
     told = refused(capsys, "l1", TASK, "--out", tmp_path / "out", "--onnx")
     assert told == "--onnx needs the package onnx: pip install 'blend-pruning[onnx]'"
+
+
+class TwoNames(nn.Module):
+    """Registers its layers twice: by themselves and in a sequence."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(1, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12)
+        self.second, self.third = nn.Conv2d(12, 16, 3, bias=False), nn.Conv2d(16, 8, 3)
+        self.body = nn.Sequential(self.first, self.norm, nn.ReLU(), self.second, nn.ReLU(), self.third, nn.ReLU())
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(self.body(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("more", [[], ["--compensate", "channel", "--iterative", "2", "--finetune", "2"]])
+def test_layers_with_two_names_are_saved_and_loaded(capsys, tmp_path, more):
+    file = tmp_path / "two_names.py"
+    file.write_text(
+        f"import torch\nfrom {__name__} import TwoNames\nfrom {tunable.__module__} import tunable\n"
+        "def task():\n    found = tunable()\n    found.model = TwoNames().eval()\n    return found\n"
+    )
+    prune(capsys, "l1", f"{file}:task", "--out", tmp_path / "out", *more)
+    network = load_pruned(tmp_path / "out", TwoNames)
+    assert network.first is network.body[0]
+    assert network.first.out_channels == network.second.in_channels < 12
+    tensors = network.state_dict()
+    assert torch.equal(tensors["body.3.weight"], tensors["second.weight"])
+    assert (network.second.bias is None) == (not more)
 
 
 class Wider(SmallNetwork):
