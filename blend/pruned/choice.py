@@ -129,6 +129,11 @@ def by_file(request: Request) -> Chosen:
     """
     path = Path(request.criterion)
     file = BlendedCriterion.load(path)
+    if request.allocation == "global" and file.allocation == "uniform":
+        raise InputError(
+            f"allocation must be 'uniform' with '{path.name}', which was searched with equal shares, so that its "
+            "scores are not comparable across groups, got 'global'"
+        )
     config = _config(request, file.allocation, file)
     task, splits = loaded_task(config)
     file.network.check_shapes({name: tuple(tensor.shape) for name, tensor in task.model.state_dict().items()})

@@ -212,6 +212,18 @@ def test_refuses_a_file_with_an_unknown_layer_to_ignore(capsys, tmp_path, criter
     assert "all groups are ignored" in told
 
 
+def test_scores_of_equal_shares_are_not_ranked_globally(capsys, tmp_path, criterion):
+    file = BlendedCriterion.load(criterion).model_copy(update={"allocation": "uniform"})
+    file.save(tmp_path / "it.blend.json")
+    asked = [tmp_path / "it.blend.json", TASK, "--out", tmp_path / "out", "--allocation"]
+    assert refused(capsys, *asked, "global") == (
+        "allocation must be 'uniform' with 'it.blend.json', which was searched with equal shares, so that its scores "
+        "are not comparable across groups, got 'global'"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["it.blend.json"]
+    assert prune(capsys, *asked, "uniform", "--json")["pruning"]["allocation"] == "uniform"
+
+
 def test_refuses_the_criterion_of_another_network(capsys, tmp_path, criterion):
     told = refused(capsys, criterion, "digits", "--out", tmp_path / "out")
     assert "belongs to another network: 'features.0.weight' has shape absent here and (12, 1, 3, 3) there" in told
