@@ -110,6 +110,8 @@ def choose(request: Request) -> Chosen:
     for name, value in (("min-channels", request.min_channels), ("round-to", request.round_to)):
         if value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
+    if ":" in (request.reduction or ""):
+        raise InputError(f"reduction must be a number in (0, 1), got '{request.reduction}'")  # ranges are for searches
     _check_among("cost", request.cost, (*COSTS, LatencyModel.kind))
     if request.cost == LatencyModel.kind and request.plan.steps > 1:
         raise InputError(

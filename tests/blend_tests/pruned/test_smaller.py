@@ -187,6 +187,7 @@ def test_better_grades_err_less(capsys, tmp_path, task):
         (["l1", TASK, "--ignore", "nothing.*"], "no layer matches 'nothing.*'"),
         (["l1", TASK, "--ignore", "features.*"], "all layers are ignored"),
         (["l1", TASK, "--reduction", "1.5"], "reduction must be in (0, 1), got 1.5"),
+        (["l1", TASK, "--reduction", "0.3:0.9"], "reduction must be a number in (0, 1), got '0.3:0.9'"),
         (["l1", TASK, "--reduction", "0.99"], "reduction 0.99 of macs cannot be reached: "),
         (["l1", TASK, "--reduction", "0.9", "--min-channels", "8"], "the largest possible is 0."),
         (["l1", TASK, "--round-to", "16"], "round-to must be at most the number of channels of every layer"),
