@@ -118,7 +118,7 @@ def choose(request: Request) -> Chosen:
     _check_among("cost", request.cost, (*COSTS, LatencyModel.kind))
     if request.cost == LatencyModel.kind and request.plan.steps > 1:
         raise InputError(
-            f"iterative must be left out with cost 'latency', which is measured anew by a command that goes on, got "
+            f"iterative must be left out with cost 'latency', which is measured for one reduction, got "
             f"{request.plan.steps}"
         )
     _check_among("allocation", request.allocation, ALLOCATIONS)
