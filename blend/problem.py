@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import zip_longest
@@ -141,13 +141,20 @@ class Problem:
         }
 
 
-def prepare(config: SearchConfig, scores: Path | None = None, *, separately: bool = False) -> Problem:
+def prepare(
+    config: SearchConfig,
+    scores: Path | None = None,
+    *,
+    separately: bool = False,
+    check: Callable[[Task, Splits], None] = lambda *_: None,
+) -> Problem:
     """Loads and checks a task, scores its channels by every criterion and clusters the criteria.
 
     Args:
         config: What was asked for.
         scores: A score table that was computed before; nothing is collected then.
         separately: Score by each criterion for itself, to see what it costs, and not by all in one sweep.
+        check: Refuses a task that something will be done with that it is not fit for, before any work.
 
     Raises:
         InputError: If a criterion is unknown or does not apply, or the task cannot be pruned as it is.
@@ -156,6 +163,7 @@ def prepare(config: SearchConfig, scores: Path | None = None, *, separately: boo
     with criterion_errors():
         criteria = criteria_of(config)
         task, splits = loaded_task(config)
+        check(task, splits)
         graph = checked_graph(task, config.ignore)
         seconds: dict[str, float] = {}
         if scores:

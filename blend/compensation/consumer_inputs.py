@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from blend.compensation.live_memory import live_bytes
 from blend.errors import InputError
 from criteria.graph import Axis, ChannelGraph, Indices, Keep, Member
 from criteria.layers import is_transposed, width
@@ -24,6 +25,10 @@ USUAL = 256
 """Images that statistics are of where BatchNorm is not recalibrated on any."""
 LARGEST = 2**31
 """Bytes of statistics at most, which every machine that judges candidates has to hold."""
+HELD = 2**31
+"""Bytes of activations that sequential compensation holds at once, if `LEAST_IMAGES` do not take more."""
+LEAST_IMAGES = 32
+"""Images that it takes anyway."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +174,29 @@ def weight_of(layer: Any, blocks: Sequence[Tensor], shape: torch.Size) -> Tensor
 def compensation_images(calibration: Tensor, recalibration_images: int) -> Tensor:
     """The calibration inputs that statistics are of: those that BatchNorm is recalibrated on, or as many as usual."""
     return calibration[: recalibration_images or USUAL]
+
+
+def held_images(model: nn.Module, images: Tensor) -> tuple[Tensor, list[str]]:
+    """As many of the images as sequential compensation, which holds the activations of all of them, has memory for.
+
+    Estimated on one of them: at every halt, each of the two networks holds no more than a pass does at its most.
+
+    Args:
+        model: The unpruned network; a copy of it runs.
+        images: Those that were asked for.
+
+    Returns:
+        The first ones, and a note if some are left out.
+    """
+    each = 2 * live_bytes(model, images[:1])
+    number = max(LEAST_IMAGES, HELD // max(1, each))
+    if number >= len(images):
+        return images, []
+    return images[:number], [
+        f"compensated from {number} of {len(images)} images: 'sequential' holds {each / 2**20:.3g} MiB of activations "
+        f"for each at once, {len(images) * each / 2**30:.1f} GiB for all of them (at most {HELD / 2**30:g}, or "
+        f"{LEAST_IMAGES} images)"
+    ]
 
 
 def statistics_only(known: Sequence[Reading]) -> list[tuple[Reading, NDArray[np.float64]]]:

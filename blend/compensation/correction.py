@@ -12,7 +12,7 @@ bias. After Xie et al., 2021, arXiv:2108.13728; the ridge is on the correction, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,14 +76,20 @@ class Compensation:
         self._filters = [one.filters(self._blocks[one.layer][one.block]) for one in known]
 
     @torch.no_grad()
-    def __call__(self, keep: Keep) -> Corrected:
-        """The corrected tensors of a candidate; those of consumers of which no channel goes are left out."""
+    def __call__(self, keep: Keep, advance: Callable[[], None] = lambda: None) -> Corrected:
+        """The corrected tensors of a candidate; those of consumers of which no channel goes are left out.
+
+        Args:
+            keep: The channels that stay.
+            advance: Called after each reading.
+        """
         blocks: dict[str, list[Tensor]] = {}
         shifts: dict[str, list[Tensor]] = {}
         singular: dict[str, None] = {}
         for one, filters in zip(self.known, self._filters, strict=True):
             kept = one.kept(keep)
             if kept.all():
+                advance()
                 continue
             found, shift, unique = correction(filters, one, kept, self.ridge)
             block = self._blocks[one.layer][one.block]
@@ -91,6 +97,7 @@ class Compensation:
             whole = shifts.setdefault(one.layer, [block.new_zeros(len(block)) for block in self._blocks[one.layer]])
             whole[one.block] = shift.view(len(block), -1).sum(1)
             singular |= {} if unique else {one.layer: None}
+            advance()
         tensors: dict[str, Tensor] = {}
         for name, found_blocks in blocks.items():
             layer = self.layers[name]

@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from blend.compensation.consumer_inputs import blocks_of, readings, weight_of, with_statistics
 from blend.compensation.correction import RIDGE, Compensation, Corrected, ridge_solution
+from blend.progress import progress
 from blend.pruning.halting import HaltingPass, halt, halting_passes
 from blend.pruning.inference import batch_statistics, pooled
 from blend.pruning.slicing import PrunedNetwork
@@ -84,8 +85,10 @@ def sequential(
         elif name not in absorbed:
             layer.bias = nn.Parameter(lack.to(layer.weight), requires_grad=False)
         singular.extend([] if unique else [name])
+        shown.advance()
 
-    _walk(copy.deepcopy(model).eval(), shell, set(names), batches, correct, norms)
+    with progress("refitting consumers", len(names)) as shown:
+        _walk(copy.deepcopy(model).eval(), shell, set(names), batches, correct, norms)
     corrected = dict(start.tensors)
     for name in names:
         layer: Any = shell.get_submodule(name)

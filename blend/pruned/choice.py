@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,11 +18,12 @@ from blend.errors import InputError, nearest
 from blend.identity import weight_hash
 from blend.problem import prepare
 from blend.progress import say
+from blend.pruned.exports import try_formats
 from blend.pruned.latency import LatencyModel, fitted
 from blend.pruned.layer_timing import checked_by_a_network, timed_passes
 from blend.pruned.plan import ONE_STEP, Plan
 from blend.pruned.rounding import rounded_keep_mask
-from blend.pruned.step import Calibration
+from blend.pruned.step import EXAMPLES, Calibration
 from blend.pruned.timing import batch_of
 from blend.scoring import checked_graph, ignored_groups, loaded_task
 from blend.task import Splits, Task
@@ -106,14 +108,17 @@ def choose(request: Request) -> Chosen:
 
     Raises:
         InputError: Something given is wrong.
+        BlendError: The network cannot be written in a format that was asked for.
     """
     for name, value in (("min-channels", request.min_channels), ("round-to", request.round_to)):
         if value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
+    if ":" in (request.reduction or ""):
+        raise InputError(f"reduction must be a number in (0, 1), got '{request.reduction}'")  # ranges are for searches
     _check_among("cost", request.cost, (*COSTS, LatencyModel.kind))
     if request.cost == LatencyModel.kind and request.plan.steps > 1:
         raise InputError(
-            f"iterative must be left out with cost 'latency', which is measured anew by a command that goes on, got "
+            f"iterative must be left out with cost 'latency', which is measured for one reduction, got "
             f"{request.plan.steps}"
         )
     _check_among("allocation", request.allocation, ALLOCATIONS)
@@ -129,9 +134,15 @@ def by_file(request: Request) -> Chosen:
     """
     path = Path(request.criterion)
     file = BlendedCriterion.load(path)
+    if request.allocation == "global" and file.allocation == "uniform":
+        raise InputError(
+            f"allocation must be 'uniform' with '{path.name}', which was searched with equal shares, so that its "
+            "scores are not comparable across groups, got 'global'"
+        )
     config = _config(request, file.allocation, file)
     task, splits = loaded_task(config)
     file.network.check_shapes({name: tuple(tensor.shape) for name, tensor in task.model.state_dict().items()})
+    _try_formats(request, task, splits)
     graph = checked_graph(task, tuple(file.task.get("ignore", ())))
     frozen = file.frozen_scores(graph)
     if weight_hash(task.model) != file.network.weights:
@@ -152,7 +163,7 @@ def by_name(request: Request) -> Chosen:
         InputError: There is no such criterion, or it cannot rank this network.
     """
     config = _config(request, "uniform")
-    problem = prepare(config)
+    problem = prepare(config, check=partial(_try_formats, request))
     name = config.criteria[0]
     found = {group: problem.table.get(name, group) for group in problem.clusters}
     scores: Scores = {group: values for group, values in found.items() if values is not None}
@@ -218,6 +229,11 @@ def _cost(request: Request, config: SearchConfig, task: Task, splits: Splits, gr
     passes = timed_passes(task.model, graph, inputs, config.seed)
     cost = fitted(graph, passes, config.batch_size, inputs.element_size())
     return checked_by_a_network(cost, task.model, inputs, config.reduction)
+
+
+def _try_formats(request: Request, task: Task, splits: Splits) -> None:
+    """What cannot be exported unpruned cannot be pruned, either, and better fails now than after hours."""
+    try_formats(request.formats, task.model, splits.heldout.inputs[:EXAMPLES])
 
 
 def _check_among(name: str, value: str | None, known: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ A TorchScript or ``torch.export`` file can bring code along: load only files of 
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import warnings
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any
 
@@ -21,11 +23,10 @@ from torch import Tensor, nn
 from blend.errors import BlendError, InputError, described, nearest
 from blend.progress import say
 from blend.pruned.onnx_export import ONNX, check_onnx, export_onnx
+from blend.pruned.parity import difference, exporting
 
 TORCHSCRIPT, PROGRAM = "network.torchscript.pt", "network.pt2"
 _JIT: Any = torch.jit  # without types
-PARITY = 1e-4
-"""Of what a file computes, relative to the largest output where that is above 1."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def export_torchscript(network: nn.Module, inputs: Tensor, path: Path) -> float:
             for one case; or it cannot be exported; or what was exported computes something else.
     """
     buffer = io.BytesIO()
-    with _exporting("TorchScript"), _quiet() as warned:
+    with exporting("TorchScript"), _quiet() as warned:
         _JIT.save(_JIT.trace(network, (inputs,), check_trace=False), buffer)
     for warning in warned:
         if issubclass(warning.category, _JIT.TracerWarning):
@@ -69,21 +70,21 @@ def export_torchscript(network: nn.Module, inputs: Tensor, path: Path) -> float:
                 f"depends on its input, and a trace holds one case only: {str(warning.message).partition('. ')[0]}"
             )
     path.write_bytes(buffer.getvalue())
-    with _exporting("TorchScript"), _quiet():
+    with exporting("TorchScript"), _quiet():
         loaded = _JIT.load(path)
-    return _difference("TorchScript", loaded, network, inputs)
+    return difference("TorchScript", loaded, network, inputs)
 
 
 def export_program(network: nn.Module, inputs: Tensor, path: Path) -> float:
     """Writes a network as a program of ``torch.export``; arguments, result and errors as for TorchScript."""
     buffer = io.BytesIO()
-    with _exporting("torch.export"), _quiet():
+    with exporting("torch.export"), _quiet():
         program = torch.export.export(network, (inputs,), dynamic_shapes=({0: torch.export.Dim("batch")},))
         torch.export.save(program, buffer)
     path.write_bytes(buffer.getvalue())
-    with _exporting("torch.export"), _quiet():
+    with exporting("torch.export"), _quiet():
         loaded = torch.export.load(path).module()
-    return _difference("torch.export", loaded, network, inputs)
+    return difference("torch.export", loaded, network, inputs)
 
 
 FORMATS: Mapping[str, Format] = MappingProxyType(
@@ -126,30 +127,23 @@ def export(names: Sequence[str], network: nn.Module, inputs: Tensor, folder: Pat
         BlendError: One of them cannot be written, or computes something else.
     """
     for name in names:
-        difference = FORMATS[name].write(network.eval(), inputs, folder / FORMATS[name].file)
-        say(f"{FORMATS[name].file} differs from PyTorch by at most {difference:.1e}")
+        largest = FORMATS[name].write(network.eval(), inputs, folder / FORMATS[name].file)
+        say(f"{FORMATS[name].file} differs from PyTorch by at most {largest:.1e}")
 
 
-def _difference(title: str, loaded: Callable[[Tensor], Tensor], network: nn.Module, inputs: Tensor) -> float:
-    """The largest absolute difference between what was loaded and the network; refuses one that is too large."""
-    fewer = inputs[: max(1, len(inputs) - 1)]  # another size than it was exported with
-    with torch.no_grad():
-        expected = network(fewer)
-        with _exporting(title):
-            found = loaded(fewer)
-    difference = float((found - expected).abs().max()) if found.shape == expected.shape else float("inf")
-    if not difference <= PARITY * max(1.0, float(expected.abs().max())):
-        raise BlendError(f"the network exported to {title} computes something else: outputs differ by {difference:.3g}")
-    return difference
+def try_formats(names: Sequence[str], network: nn.Module, inputs: Tensor) -> None:
+    """Writes a network in some formats, one after the other, and keeps nothing: what fails is known at once.
 
-
-@contextmanager
-def _exporting(title: str) -> Iterator[None]:
-    """Names the format in what goes wrong."""
-    try:
-        yield
-    except Exception as error:  # the network's own forward is run, which may raise anything
-        raise BlendError(f"the network cannot be exported to {title}: {described(error)[:300]}") from error
+    Raises:
+        BlendError: One of them cannot be written, or computes something else.
+    """
+    for name in names:
+        tried = copy.deepcopy(network).eval()
+        try:
+            with TemporaryDirectory() as folder:
+                FORMATS[name].write(tried, inputs, Path(folder) / FORMATS[name].file)
+        except OSError as error:
+            raise BlendError(f"format '{name}' could not be tried in a temporary folder: {described(error)}") from error
 
 
 @contextmanager

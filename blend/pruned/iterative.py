@@ -18,6 +18,7 @@ from blend.progress import say
 from blend.pruned.buffers import all_tensors, check_unsaved, put_tensors, unsaved_names
 from blend.pruned.choice import Chosen, Request, keep_at, lowest
 from blend.pruned.finetuning import Course, Diverged, best_epoch, finetuned
+from blend.pruned.latency import LatencyModel
 from blend.pruned.rescoring import Rescoring
 from blend.pruned.step import compensated, recalibrated
 from blend.pruned.training_data import TrainingData, training_data
@@ -203,6 +204,8 @@ class Steps:
             for name, tensor in all_tensors(stage.network).items()
         }
         about = {key: getattr(position, key) for key in ("step", "pruned", "courses")}
+        if isinstance(self.cost, LatencyModel):  # measured anew, it would contradict the mask
+            about["latency"] = self.cost.record()
         titles = [{"title": one.title, "removed": np.flatnonzero(~one.keep).tolist()} for one in stages]
         unfinished.save(POSITION, tensors, {**about, "stages": titles})
         unfinished.discard(f"epochs-{position.step - 1}")
@@ -214,6 +217,9 @@ class Steps:
         if saved is None:
             return None
         tensors, about = saved
+        if "latency" in about:
+            self.cost = LatencyModel.recorded(self.chosen.graph, about["latency"])
+            self.chosen = replace(self.chosen, cost=self.cost)
         stages = []
         for number, one in enumerate(about["stages"]):
             keep = np.ones(len(self.chosen.graph), dtype=bool)

@@ -130,8 +130,15 @@ class LatencyModel:
     def record(self) -> dict[str, Any]:
         """The model as plain data, in seconds for one image."""
         return {
-            "correction": self.correction, "rest": asdict(self.rest), "layers": [asdict(layer) for layer in self.layers]
+            "correction": self.correction, "value_bytes": self._value_bytes, "rest": asdict(self.rest),
+            "layers": [asdict(layer) for layer in self.layers],
         }  # fmt: skip
+
+    @classmethod
+    def recorded(cls, graph: ChannelGraph, record: Mapping[str, Any]) -> LatencyModel:
+        """What :meth:`record` has made plain data of, the same to the last bit."""
+        layers = tuple(LayerLatency(**layer) for layer in record["layers"])
+        return cls(graph, layers, RestLatency(**record["rest"]), record["value_bytes"], record["correction"])
 
     def corrected(self, keep: Keep, reduction: float) -> LatencyModel:
         """The same, so that a mask removes the share that was measured, as far as `MAX_CORRECTION` lets it."""

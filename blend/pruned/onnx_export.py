@@ -12,11 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from blend.errors import BlendError, InputError, described
+from blend.errors import InputError
+from blend.pruned.parity import difference, exporting
 
 ONNX = "network.onnx"
-PARITY = 1e-4
-"""Of what ONNX Runtime computes, relative to the largest output where that is above 1."""
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -47,23 +46,14 @@ def export_onnx(network: nn.Module, inputs: Tensor, path: Path) -> float:
     """
     import onnxruntime
 
-    try:
-        with _quiet("torch.onnx"):
-            torch.onnx.export(
-                network, (inputs,), path, dynamo=True, verbose=False, external_data=False,
-                dynamic_shapes=({0: "batch"},),
-            )  # fmt: skip
-    except torch.onnx.OnnxExporterError as error:
-        raise BlendError(f"the network cannot be exported to ONNX: {described(error)[:300]}") from error
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    fewer = inputs[: max(1, len(inputs) - 1)]  # another size than it was exported with
-    with torch.no_grad():
-        expected = network(fewer)
-    outputs = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: fewer.numpy()})[0])
-    difference = float((outputs - expected).abs().max())
-    if not difference <= PARITY * max(1.0, float(expected.abs().max())):
-        raise BlendError(f"the network exported to ONNX computes something else: outputs differ by {difference:.3g}")
-    return difference
+    with exporting("ONNX"), _quiet("torch.onnx"):
+        torch.onnx.export(
+            network, (inputs,), path, dynamo=True, verbose=False, external_data=False, dynamic_shapes=({0: "batch"},)
+        )
+    with exporting("ONNX"):  # not every precision has all operations there
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return difference("ONNX", lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0]), network, inputs)
 
 
 @contextmanager

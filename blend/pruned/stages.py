@@ -16,8 +16,12 @@ from blend.pruned.step import judged
 from blend.pruned.timing import batch_of, conditions, median_interval, seconds_in_turns
 from criteria.graph import Keep
 
-BATCH_SIZES = {1: 31, 64: 9}
-"""At which networks are timed, with the number of rounds."""
+ROUNDS = {1: 31, 64: 9}
+"""At which batch sizes networks are timed, with the number of rounds; and at the one that was asked for."""
+OTHERWISE = 9
+"""Rounds at any other batch size."""
+BUDGET = 20.0
+"""Seconds after which there are no more rounds than an interval needs, for each batch size."""
 
 
 class Stages:
@@ -54,16 +58,20 @@ class Stages:
         for row, network in zip(self.rows, self.networks, strict=True):
             row["test_loss"], row["test_metric"] = judged(network, task, splits.test, config.batch_size)
             row["latency"] = []
-        rounds = BATCH_SIZES | {config.batch_size: BATCH_SIZES.get(config.batch_size, 9)}
-        for size in sorted(rounds):
+        for size in batch_sizes(config.batch_size):
             inputs = batch_of(splits.heldout.inputs, size)
-            seconds = seconds_in_turns(self.networks, inputs, rounds[size])
+            seconds = seconds_in_turns(self.networks, inputs, ROUNDS.get(size, OTHERWISE), budget=BUDGET)
             for row, mine in zip(self.rows, seconds.T, strict=True):
                 ratio, low, high = median_interval(mine / seconds[:, 0])
                 row["latency"].append({
                     "batch_size": size, "seconds": float(np.median(mine)),
-                    "ratio": ratio, "ratio_ci95": [low, high], "rounds": rounds[size],
+                    "ratio": ratio, "ratio_ci95": [low, high], "rounds": len(mine),
                 })  # fmt: skip
+
+
+def batch_sizes(largest: int) -> list[int]:
+    """Those that networks are timed at: none above the one that was asked for, as more may not fit into memory."""
+    return sorted({size for size in ROUNDS if size <= largest} | {largest})
 
 
 def timing(chosen: Chosen, keep: Keep, rows: list[dict[str, Any]]) -> dict[str, Any]:

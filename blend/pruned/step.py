@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from blend.compensation.consumer_inputs import Grade, compensation_images
+from blend.compensation.consumer_inputs import Grade, compensation_images, held_images
 from blend.compensation.correction import Corrected, absorbed_means, compensation
 from blend.compensation.sequential import sequential
-from blend.progress import say
+from blend.progress import Progress, progress, say
 from blend.pruning import PrunedNetwork, single_thread
 from blend.pruning.inference import InferenceNetwork, portions
 from blend.task import Split, Task
@@ -37,20 +38,34 @@ def compensated(model: nn.Module, graph: ChannelGraph, keep: Keep, calibration: 
     """The consumers' corrected tensors; says what could not be corrected as asked."""
     if grade == "none":
         return Corrected({})
-    inputs, images, batch_size = calibration
-    batches = portions(compensation_images(inputs, images), batch_size)
-    absorbed = absorbed_means(graph) if images else frozenset()
+    inputs, recalibration_images, batch_size = calibration
+    images = compensation_images(inputs, recalibration_images)
+    if grade == "sequential":
+        images, left_out = held_images(model, images)
+        for note in left_out:
+            say(f"note: {note}")
+    batches = portions(images, batch_size)
+    absorbed = absorbed_means(graph) if recalibration_images else frozenset()
     with single_thread(), torch.no_grad():
         if grade == "sequential":
-            corrected, notes = sequential(model, graph, keep, batches, absorbed, recalibrated=images > 0)
+            corrected, notes = sequential(model, graph, keep, batches, absorbed, recalibrated=recalibration_images > 0)
         else:
-            correct, notes = compensation(model, graph, batches, grade, absorbed=absorbed)
-            corrected = correct(keep)
+            with progress("reading what consumers read", len(images)) as shown:
+                correct, notes = compensation(model, graph, counted(batches, shown), grade, absorbed=absorbed)
+            with progress("correcting consumers", len(correct.known)) as shown:
+                corrected = correct(keep, shown.advance)
     for note in notes:
         say(f"note: {note}")
     for name in corrected.singular:
         say(f"note: what is left for '{name}' to read determines no unique correction; the smallest one was taken")
     return corrected
+
+
+def counted(batches: Iterable[Tensor], shown: Progress) -> Iterator[Tensor]:
+    """The batches, each counted by its images when it is done with."""
+    for batch in batches:
+        yield batch
+        shown.advance(len(batch))
 
 
 def recalibrated(

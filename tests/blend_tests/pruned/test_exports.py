@@ -1,6 +1,8 @@
 """Networks in other formats. What is loaded here was written a moment before."""
 
+import tempfile
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 from blend import load_pruned
 from blend.cli import run
 from blend.errors import BlendError, InputError
-from blend.pruned import exports
+from blend.pruned import parity
 from blend.pruned.exports import (
     FORMATS,
     PROGRAM,
@@ -18,8 +20,11 @@ from blend.pruned.exports import (
     export_program,
     export_torchscript,
     parse_formats,
+    try_formats,
 )
+from criteria import ChannelGraph
 
+from ..adapters.blends import blend_for
 from ..task_file import SmallNetwork, small
 from .test_smaller import TASK
 
@@ -83,17 +88,70 @@ def test_what_holds_for_one_number_of_examples_is_refused(tmp_path, format):
 
 @pytest.mark.parametrize("format", WRITERS)
 def test_what_computes_something_else_is_refused(monkeypatch, tmp_path, format):
-    monkeypatch.setattr(exports, "PARITY", -1.0)
+    monkeypatch.setattr(parity, "tolerance", lambda _: -1.0)
     with pytest.raises(BlendError, match=f"exported to {format} computes something else: outputs differ by 0"):
         WRITERS[format](nn.Linear(3, 2).eval(), torch.randn(8, 3), tmp_path / "it")
 
 
 def test_command_leaves_nothing_of_a_network_that_cannot_be_exported(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(exports, "PARITY", -1.0)
+    monkeypatch.setattr(parity, "tolerance", lambda _: -1.0)
     code = run(["prune", "l1", TASK, "--out", str(tmp_path / "out"), "--format", "export"])
     assert code == 3
     assert "exported to torch.export computes something else" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+BRANCHING = """
+class Branching(SmallNetwork):
+    def forward(self, x):
+        return super().forward(x if x.sum() < 1e9 else 0 * x)
+"""
+
+
+@pytest.mark.parametrize("by", ["l1", "file"])
+def test_a_network_that_cannot_be_exported_is_refused_before_any_work(capsys, monkeypatch, tmp_path, by):
+    source = Path(TASK.partition(":")[0]).read_text().replace("= SmallNetwork()", "= Branching()")
+    (tmp_path / "task.py").write_text(source + BRANCHING)
+    task = small()
+    if by == "file":
+        by = str(tmp_path / "it.blend.json")
+        blend_for(task.model, ChannelGraph.build(task.model, task.example_input)).save(by)
+    for later in ("blend.problem.scored_by", "blend.pruned.smaller.Steps", "blend.pruned.smaller.Stages"):
+        monkeypatch.setattr(later, None)
+    before = {path.name for path in tmp_path.iterdir()}
+    asked = ["prune", by, f"{tmp_path / 'task.py'}:small", "--out", str(tmp_path / "out")]
+    assert run([*asked, "--format", "torchscript"]) == 3
+    told = capsys.readouterr().err
+    assert "error: the network cannot be exported to TorchScript: what it does at" in told.splitlines()[-1]
+    assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == before
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_precisions_that_onnx_runtime_does_not_have_are_refused_in_a_line(capsys, tmp_path, dtype):
+    pytest.importorskip("onnxruntime")
+    source, cast = Path(TASK.partition(":")[0]).read_text(), f"to(torch.{dtype})"
+    source = source.replace("    splits = ", f"    model, inputs = model.{cast}, inputs.{cast}\n    splits = ")
+    (tmp_path / "task.py").write_text(source)
+    code = run(["prune", "l1", f"{tmp_path / 'task.py'}:small", "--out", str(tmp_path / "out"), "--onnx"])
+    told = capsys.readouterr().err
+    assert "Traceback" not in told
+    assert code == 3
+    assert told.splitlines()[-1].startswith("error: the network cannot be exported to ONNX: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_trying_leaves_the_network_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    network = nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5)).train()
+    try_formats(("torchscript", "export"), network, torch.randn(8, 3))
+    assert network.training
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_trying_where_nothing_can_be_written_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(BlendError, match="format 'export' could not be tried in a temporary folder: FileNotFoundError"):
+        try_formats(("export",), nn.Linear(3, 2), torch.randn(8, 3))
 
 
 def test_formats_are_named_once_and_known():

@@ -16,6 +16,7 @@ from blend.pruned.latency import BLOCKS, LatencyModel, LayerLatency, Passes, Res
 from blend.pruned.layer_timing import checked_by_a_network, drawn_widths, timed_passes
 from blend.pruned.rounding import rounded_keep_mask
 from blend.pruned.saved import PruningRecord
+from blend.pruned.unfinished import Unfinished
 from criteria import ChannelGraph
 
 from ..adapters.blends import blend_for
@@ -23,6 +24,7 @@ from ..small_networks import graph_of, random_keep, random_scores, tiny, tiny_im
 from ..task_file import small
 from .test_smaller import TASK
 
+TUNABLE = TASK.replace(":small", ":tunable")
 TINY = ChannelGraph.build(tiny(), tiny_images())
 
 
@@ -265,7 +267,47 @@ def test_command_prunes_by_latency(capsys, tmp_path, by):
     assert timing["measured"]["seconds"] > 0
     assert {layer["layer"] for layer in timing["model"]["layers"]} >= {"features.0", "features.3", "head"}
     assert f"latency at batch 16: predicted {timing['predicted']['ratio']:.3f} of the unpruned one's, measured" in err
-    assert [timed["batch_size"] for timed in json.loads(told)["stages"][1]["latency"]] == [1, 16, 64]
+    assert [timed["batch_size"] for timed in json.loads(told)["stages"][1]["latency"]] == [1, 16]
+
+
+def test_a_model_is_read_as_it_was_recorded():
+    _, graph = graph_of("resnet20")
+    model = planted(graph).corrected(random_keep(graph, 1), 0.3)
+    read = LatencyModel.recorded(graph, json.loads(json.dumps(model.record())))
+    assert read.record() == model.record()
+    for seed in range(5):
+        assert read(random_keep(graph, seed)) == model(random_keep(graph, seed))
+
+
+@pytest.mark.parametrize("saves", [1, 2])
+def test_a_resumed_command_keeps_the_latency_its_mask_was_made_by(capsys, tmp_path, monkeypatch, saves):
+    """Each process finds the machine otherwise."""
+    fits, saved, save = [], [], Unfinished.save
+
+    def passes(model, graph, inputs, seed):
+        fits.append(planted(graph, len(fits)))
+        return passes_of(graph, fits[-1], drawn_widths(graph, 14, np.random.default_rng(seed)), len(inputs))
+
+    def stopping(self, *state):
+        save(self, *state)
+        saved.append(state)
+        if len(saved) == saves:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("blend.pruned.choice.timed_passes", passes)
+    monkeypatch.setattr("blend.pruned.choice.checked_by_a_network", lambda cost, *_: cost)
+    monkeypatch.setattr(Unfinished, "save", stopping)
+    out = tmp_path / "out"
+    asked = ["prune", "l1", TUNABLE, "--out", str(out), "--cost", "latency", "--reduction", "0.3", "--batch-size", "16",
+             "--finetune", "2"]  # fmt: skip
+    assert run(asked) == 130
+    assert run(asked) == 0
+    assert len(fits) == 2
+    record, graph = PruningRecord.load(out), ChannelGraph.build(small().model, small().example_input)
+    first = fitted(graph, passes_of(graph, fits[0], drawn_widths(graph, 14, np.random.default_rng(0)), 16), 16)
+    assert record.pruning["timing"]["model"] == json.loads(json.dumps(first.record()))
+    assert record.pruning["achieved"] >= 0.3
+    assert record.pruning["achieved"] == pytest.approx(1 - record.pruning["timing"]["predicted"]["ratio"])
 
 
 @pytest.mark.usefixtures("made_up")

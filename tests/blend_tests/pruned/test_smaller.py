@@ -187,6 +187,7 @@ def test_better_grades_err_less(capsys, tmp_path, task):
         (["l1", TASK, "--ignore", "nothing.*"], "no layer matches 'nothing.*'"),
         (["l1", TASK, "--ignore", "features.*"], "all layers are ignored"),
         (["l1", TASK, "--reduction", "1.5"], "reduction must be in (0, 1), got 1.5"),
+        (["l1", TASK, "--reduction", "0.3:0.9"], "reduction must be a number in (0, 1), got '0.3:0.9'"),
         (["l1", TASK, "--reduction", "0.99"], "reduction 0.99 of macs cannot be reached: "),
         (["l1", TASK, "--reduction", "0.9", "--min-channels", "8"], "the largest possible is 0."),
         (["l1", TASK, "--round-to", "16"], "round-to must be at most the number of channels of every layer"),
@@ -210,6 +211,18 @@ def test_refuses_a_file_with_an_unknown_layer_to_ignore(capsys, tmp_path, criter
     assert "no layer matches 'nowhere'" in told
     told = refused(capsys, criterion, TASK, "--out", tmp_path / "out", "--ignore", "features")
     assert "all groups are ignored" in told
+
+
+def test_scores_of_equal_shares_are_not_ranked_globally(capsys, tmp_path, criterion):
+    file = BlendedCriterion.load(criterion).model_copy(update={"allocation": "uniform"})
+    file.save(tmp_path / "it.blend.json")
+    asked = [tmp_path / "it.blend.json", TASK, "--out", tmp_path / "out", "--allocation"]
+    assert refused(capsys, *asked, "global") == (
+        "allocation must be 'uniform' with 'it.blend.json', which was searched with equal shares, so that its scores "
+        "are not comparable across groups, got 'global'"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["it.blend.json"]
+    assert prune(capsys, *asked, "uniform", "--json")["pruning"]["allocation"] == "uniform"
 
 
 def test_refuses_the_criterion_of_another_network(capsys, tmp_path, criterion):
@@ -248,7 +261,7 @@ def test_onnx_computes_the_same(capsys, tmp_path):
 
 def test_onnx_that_computes_something_else_is_refused(capsys, tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
-    monkeypatch.setattr("blend.pruned.onnx_export.PARITY", -1.0)
+    monkeypatch.setattr("blend.pruned.parity.tolerance", lambda _: -1.0)
     told = refused(capsys, "l1", TASK, "--out", tmp_path / "out", "--onnx", code=3)
     assert "exported to ONNX computes something else" in told
     assert list(tmp_path.iterdir()) == []

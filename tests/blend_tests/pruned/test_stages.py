@@ -11,6 +11,7 @@ from blend.cli import run
 from blend.cli.prune import _print_stages, rounded
 from blend.pruned import stages
 from blend.pruned.saved import PruningRecord
+from blend.pruned.timing import LEAST_ROUNDS, seconds_in_turns
 
 from ..task_file import small
 from .test_smaller import TASK, accuracy
@@ -75,6 +76,23 @@ def test_test_data_are_opened_once_after_all_else(capsys, tmp_path, monkeypatch)
     assert run(["prune", "l1", TASK, "--out", str(tmp_path / "out"), "--compensate", "channel"]) == 0
     assert [name for name, _ in seen] == ["held-out"] * 3 + ["test"] * 3
     assert [network for _, network in seen[:3]] == [network for _, network in seen[3:]]
+
+
+@pytest.mark.parametrize(("asked", "timed"), [(1, [1]), (16, [1, 16]), (64, [1, 64]), (100, [1, 64, 100])])
+def test_nothing_is_timed_above_the_batch_size(tmp_path, monkeypatch, asked, timed):
+    """Who asks for 1 may have no memory for more."""
+    passed = []
+
+    def turns(networks, inputs, rounds, budget):
+        passed.append(len(inputs))
+        assert budget == stages.BUDGET
+        return seconds_in_turns(networks, inputs, rounds, budget=0.0)
+
+    monkeypatch.setattr(stages, "seconds_in_turns", turns)
+    assert run(["prune", "l1", TASK, "--out", str(tmp_path / "out"), "--batch-size", str(asked)]) == 0
+    assert passed == timed
+    rows = PruningRecord.load(tmp_path / "out").stages[1]["latency"]
+    assert [(row["batch_size"], row["rounds"]) for row in rows] == [(size, LEAST_ROUNDS) for size in timed]
 
 
 @pytest.mark.parametrize(

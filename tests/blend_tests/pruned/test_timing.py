@@ -41,6 +41,17 @@ def test_networks_take_turns_and_the_first_pass_does_not_count():
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.parametrize(("budget", "rounds"), [(0, 6), (16, 8), (17, 9), (float("inf"), 10)])
+def test_no_round_begins_after_the_budget_but_for_an_interval(budget, rounds):
+    """Two seconds a round, and the budget is looked at before it begins."""
+    clock, log = Clock(), []
+    networks = [Taking(clock, [1] * 11, log, name) for name in "ab"]
+    found = seconds_in_turns(networks, torch.zeros(2), 10, clock, budget)
+    assert found.tolist() == [[1, 1]] * rounds
+    assert len(log) == 2 * (rounds + 1)
+    assert median_interval(found[:, 0]) == (1, 1, 1)
+
+
 def test_modes_are_restored_when_a_network_fails():
     network = Taking(Clock(), [], [], "a").train()
     with pytest.raises(IndexError):
