@@ -120,6 +120,14 @@ def prune(
             "cubic.",
         ),
     ] = None,
+    calibration_loss: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOSS",
+            help="What gradients are of: task, or without reading calibration labels squared_norm or divergence (blend "
+            "search --help). By default the file's, or task.",
+        ),
+    ] = None,
     ignore: Ignore = [],  # noqa: B006
     option: Options = [],  # noqa: B006
     recalibration_images: RecalibrationImages = "256",
@@ -143,7 +151,8 @@ def prune(
     request = Request(
         criterion, task, parse_options(option), reduction=reduction, cost=cost, allocation=allocation, floor=floor,
         min_channels=min_channels, round_to=round_to, ignore=tuple(ignore), recalibration_images=recalibration_images,
-        batch_size=batch_size, seed=seed, compensate=compensate, formats=parse_formats(formats, onnx=onnx),
+        batch_size=batch_size, seed=seed, calibration_loss=calibration_loss, compensate=compensate,
+        formats=parse_formats(formats, onnx=onnx),
         plan=plan(
             finetune=finetune, learning_rate=learning_rate, distill=distill, temperature=temperature,
             iterative=iterative, schedule=schedule,

@@ -48,6 +48,7 @@ class Request:
         recalibration_images: Calibration images that BatchNorm is re-estimated on.
         batch_size: Images per forward pass.
         seed: Of a criterion that draws at random, and of the task.
+        calibration_loss: What a criterion's gradients are of.
         compensate: How consumers are corrected, one of `blend.compensation.correction.GRADES`.
         formats: In which the network is written, too, of `blend.pruned.exports.FORMATS`.
         plan: In how many steps, and how the network is trained on.
@@ -66,6 +67,7 @@ class Request:
     recalibration_images: str = "256"
     batch_size: str = "64"
     seed: str = "0"
+    calibration_loss: str | None = None
     compensate: str | None = None
     formats: tuple[str, ...] = ()
     plan: Plan = ONE_STEP
@@ -211,7 +213,7 @@ def _config(request: Request, allocation: str, file: BlendedCriterion | None = N
     own: dict[str, Any] = {"criteria": (request.criterion,), "ignore": request.ignore}
     if file is not None:
         own = {key: getattr(file, key) for key in ("reduction", "cost", "floor", "calibration_loss")}
-    given = {key: getattr(request, key) for key in ("reduction", "cost", "floor")}
+    given = {key: getattr(request, key) for key in ("reduction", "cost", "floor", "calibration_loss")}
     if request.cost == LatencyModel.kind:
         own["cost"] = given["cost"] = None  # a search's configuration knows no costs that have to be measured
     values = {key: value for key, value in {**own, **given}.items() if value is not None}

@@ -203,3 +203,11 @@ class TestUnlabelledSplits:
     def test_are_refused_where_there_are_no_inputs(self, data):
         with pytest.raises(InputError, match=r"the calibration split (must|failed)"):
             materialise(data, "calibration", labelled=False)
+
+
+def test_pruning_needs_no_calibration_labels(tasks, tmp_path, capsys):
+    command = ["prune", "taylor_fo", f"{tasks}:inputs_alone", "--compensate", "patch", "--out", str(tmp_path / "it")]
+    assert run(command) == 2
+    assert "the calibration split must give pairs (inputs, targets)" in capsys.readouterr().err
+    assert run([*command, "--calibration-loss", "squared_norm"]) == 0
+    assert (tmp_path / "it" / "pruning.json").is_file()
