@@ -59,6 +59,19 @@ def expected(blend, graph, share):
     return alive
 
 
+@pytest.fixture
+def theirs():
+    names = []
+
+    def registered(*arguments, **options):
+        names.append(arguments[0])
+        return register_importance(*arguments, **options)
+
+    yield registered
+    for name in names:
+        CRITERIA._criteria.pop(name, None)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_one_shot_and_global_is_the_blends_own_ranking(name):
     model, graph, example = network(name)
@@ -174,6 +187,54 @@ def test_recomputed_scores_are_those_of_the_network_as_it_is():
     assert any(not np.array_equal(frozen[name], alive) for name, alive in survivors(importance).items())
 
 
+def lowered(blend, name, offset, **changes):
+    """The blend with one group's offset changed."""
+    groups = (g.model_copy(update={"offset": offset} if g.name == name else {}) for g in blend.groups)
+    return blend.model_copy(update={"groups": tuple(groups)} | changes)
+
+
+def test_recomputing_goes_on_when_a_group_has_a_single_channel_left():
+    model, graph, example = network("resnet20")
+    first, last = graph.groups[0].name, graph.groups[-1].name
+    blend = lowered(blend_for(model, graph, criteria=("l1", "l2")), first, -3.0, floor=0.0)
+    batches = [(inputs("resnet20", 8), torch.arange(8) % 4)]
+    importance = BlendedImportance(lowered(blend, last, -3.0), model, example, batches)
+    host = pruner(model, example, importance, iterative_steps=5)
+    for _ in range(5):
+        host.step()
+    importance._follow(host.DG)
+    left = {name: int(alive.sum()) for name, alive in survivors(importance).items()}
+    assert (left[first], left[last]) == (1, 1)
+    alone = sum(channels == 1 for channels in left.values())  # which the pruner no longer counts
+    assert importance.removed == pytest.approx(0.5 - alone / len(graph), abs=1 / len(graph))
+    model(example)
+
+
+def test_a_group_that_a_criterion_can_no_longer_rank_gives_nothing(theirs, capsys):
+    model, graph, example = network("resnet20")
+    name, size = graph.groups[0].name, graph.groups[0].size
+    members = {member.layer for member in graph.groups[0].producers}
+
+    def fickle(group):
+        channels = len(group[0].idxs)
+        silent = channels < size and group._DG._module2name[group[0].dep.target.module] in members
+        return torch.ones(channels) if silent else torch.arange(float(channels))
+
+    batches = [(inputs("resnet20", 8), torch.arange(8) % 4)]
+    theirs("fickle", fickle)
+    blend = lowered(blend_for(model, graph, criteria=("fickle", "l1")), name, 0.0)
+    importance = BlendedImportance(blend, model, example, batches)
+    host = pruner(model, example, importance, iterative_steps=3)
+    left = []
+    for _ in range(3):
+        host.step()
+        importance._follow(host.DG)
+        left.append(int(survivors(importance)[name].sum()))
+    assert size > left[0] == left[1] == left[2] > 1
+    assert f"note: '{name}' gives nothing at this step: fickle cannot rank what is left" in capsys.readouterr().err
+    assert importance.check(host, 0.5) == pytest.approx(0.5, abs=1 / len(graph))
+
+
 def test_a_hundred_pruners_leave_no_network_behind():
     model, graph, example = network("plain")
     blend, seen = blend_for(model, graph), []
@@ -235,18 +296,6 @@ def test_a_script_of_ten_lines_prunes_a_resnet_56(tmp_path, pytestconfig):
 
 
 class TestTheirImportances:
-    @pytest.fixture
-    def theirs(self):
-        names = []
-
-        def registered(*arguments, **options):
-            names.append(arguments[0])
-            return register_importance(*arguments, **options)
-
-        yield registered
-        for name in names:
-            CRITERIA._criteria.pop(name, None)
-
     def test_are_criteria(self, theirs):
         model, graph, _ = network("resnet20")
         theirs("tp_l2", tp.importance.MagnitudeImportance(p=2, normalizer=None, group_reduction="first"))

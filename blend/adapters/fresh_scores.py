@@ -1,0 +1,52 @@
+"""Scores by a blend's formula on a network that another pruner is making smaller, computed anew at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from blend.blended import BlendedCriterion
+from blend.blended.remaining import heard
+from blend.scoring import criterion_errors
+from criteria import ChannelGraph, score
+from criteria.remains import remaining_graph
+
+Batches = Sequence[tuple[Tensor, Tensor]]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class FreshScores:
+    """A blend's formula, to be applied to what is left of a network.
+
+    Args:
+        blend: With the formula.
+        graph: The channel graph of the network before anything was removed.
+        batches: Calibration data, (inputs, targets).
+        loss: (outputs, targets) → mean loss of a batch.
+    """
+
+    def __init__(self, blend: BlendedCriterion, graph: ChannelGraph, batches: Batches, loss: Loss) -> None:
+        self._blend, self._graph, self._batches, self._loss = blend, graph, batches, loss
+
+    def __call__(self, model: nn.Module, alive: Mapping[str, NDArray[np.bool_]]) -> dict[str, NDArray[np.float64]]:
+        """Of all groups that can still be ranked: not those of a single channel.
+
+        Args:
+            model: The network as it is.
+            alive: Which channels of each group of the whole network it still has.
+
+        Raises:
+            InputError: A criterion applies to no group that is left.
+        """
+        keep = np.concatenate([alive[group.name] for group in self._graph.groups])
+        left = remaining_graph(self._graph, keep, model)
+        several = {group.name for group in left.groups if group.size > 1}
+        able = [group for group in self._blend.groups if group.name in several]
+        names = sorted({spokesman.criterion for group in able for spokesman in group.candidates})
+        with criterion_errors():
+            table = score(model, left, self._batches, self._loss, names)
+        groups = tuple(heard(able, table))
+        return self._blend.model_copy(update={"groups": groups}).recomputed_scores(table)
