@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from blend.blended import BlendedCriterion
-from blend.blended.remaining import heard
+from blend.blended.remaining import heard, of_whole
 from blend.scoring import criterion_errors
 from criteria import ChannelGraph, score
 from criteria.remains import remaining_graph
@@ -34,6 +34,9 @@ class FreshScores:
     def __call__(self, model: nn.Module, alive: Mapping[str, NDArray[np.bool_]]) -> dict[str, NDArray[np.float64]]:
         """Of all groups that can still be ranked: not those of a single channel.
 
+        They are scores of the whole groups, in which what is left comes after what has gone: offsets and shares are
+        those of the unpruned network, however many steps there are.
+
         Args:
             model: The network as it is.
             alive: Which channels of each group of the whole network it still has.
@@ -49,4 +52,6 @@ class FreshScores:
         with criterion_errors():
             table = score(model, left, self._batches, self._loss, names)
         groups = tuple(heard(able, table))
-        return self._blend.model_copy(update={"groups": groups}).recomputed_scores(table)
+        fresh = self._blend.model_copy(update={"groups": groups}).recomputed_scores(table)
+        sizes = {group.name: group.size for group in self._graph.groups}
+        return {g.name: of_whole(fresh[g.name], g.offset, sizes[g.name]) for g in groups}

@@ -175,14 +175,16 @@ def test_recomputed_scores_are_those_of_the_network_as_it_is():
     assert importance.check(host, 0.5) == pytest.approx(0.5, abs=1 / len(graph))
     again = ChannelGraph.build(halfway, example)
     fresh = Blender(score(halfway, again, batches, F.cross_entropy, criteria))
-    scores = fresh.scores({g.name: GroupFormula((("l1", 0.75), ("taylor_fo", 0.25)), g.offset) for g in blend.groups})
-    now = tuple(
-        g.model_copy(update={"size": len(scores[g.name]), "scores": tuple(scores[g.name])}) for g in blend.groups
-    )
+    scores = fresh.scores({g.name: GroupFormula((("l1", 0.75), ("taylor_fo", 0.25))) for g in blend.groups})
+    now = []
+    for g in blend.groups:
+        whole = np.full(g.size, -np.inf)  # a rank of the whole group, above all that has gone
+        whole[before[g.name]] = g.offset + 1 - (1 - scores[g.name]) * len(scores[g.name]) / g.size
+        now.append(g.model_copy(update={"scores": tuple(whole)}))
     left = sum(int(alive.sum()) for alive in survivors(importance).values())
-    kept = expected(blend.model_copy(update={"groups": now}), again, 1 - (left + 0.5) / len(again))
+    kept = expected(blend.model_copy(update={"groups": tuple(now)}), graph, 1 - (left + 0.5) / len(graph))
     for name, alive in kept.items():
-        assert np.array_equal(survivors(importance)[name][before[name]], alive), name
+        assert np.array_equal(survivors(importance)[name], alive), name
     frozen = expected(blend, graph, 0.5)  # which would have been something else
     assert any(not np.array_equal(frozen[name], alive) for name, alive in survivors(importance).items())
 
@@ -191,6 +193,27 @@ def lowered(blend, name, offset, **changes):
     """The blend with one group's offset changed."""
     groups = (g.model_copy(update={"offset": offset} if g.name == name else {}) for g in blend.groups)
     return blend.model_copy(update={"groups": tuple(groups)} | changes)
+
+
+@pytest.mark.parametrize("floor", [0.1, 0.5])
+def test_recomputing_what_does_not_change_ends_where_a_single_step_does(floor):
+    model, graph, example = network("vgg_bn")
+    batches = [(inputs("vgg_bn", 8), torch.arange(8) % 4)]
+    table = score(model, graph, batches, F.cross_entropy, ["bn_scale"])
+    spoken = blend_for(model, graph, criteria=("bn_scale", "bn_scale"), table=table, floor=floor)
+    blend = lowered(spoken, graph.groups[0].name, -0.4)
+    scores = blend.recomputed_scores(table)
+    groups = tuple(g.model_copy(update={"scores": tuple(scores[g.name])}) for g in blend.groups)
+    blend = blend.model_copy(update={"groups": groups})
+    for steps in (1, 4):
+        copied = copy.deepcopy(model)
+        importance = BlendedImportance(blend, copied, example, batches)
+        host = pruner(copied, example, importance, ratio=0.4, iterative_steps=steps)
+        for _ in range(steps):
+            host.step()
+        importance.check(host, 0.4)
+        for name, alive in expected(blend, graph, 0.4).items():
+            assert np.array_equal(survivors(importance)[name], alive), (steps, name)
 
 
 def test_recomputing_goes_on_when_a_group_has_a_single_channel_left():
