@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from blend.blended import BlendedCriterion
 from blend.blended.remaining import heard, of_whole
 from blend.scoring import criterion_errors
 from criteria import ChannelGraph, score
+from criteria.losses import label_free
 from criteria.remains import remaining_graph
 
 Batches = Sequence[tuple[Tensor, Tensor]]
@@ -25,7 +26,7 @@ class FreshScores:
         blend: With the formula.
         graph: The channel graph of the network before anything was removed.
         batches: Calibration data, (inputs, targets).
-        loss: (outputs, targets) → mean loss of a batch.
+        loss: (outputs, targets) → mean loss of a batch; only for a blend that was searched with the task's loss.
     """
 
     def __init__(self, blend: BlendedCriterion, graph: ChannelGraph, batches: Batches, loss: Loss) -> None:
@@ -49,8 +50,12 @@ class FreshScores:
         several = {group.name for group in left.groups if group.size > 1}
         able = [group for group in self._blend.groups if group.name in several]
         names = sorted({spokesman.criterion for group in able for spokesman in group.candidates})
+        loss, calibration = self._loss, self._blend.calibration_loss
+        batches: Iterable[tuple[Tensor, Tensor]] = self._batches
+        if calibration != "task":
+            loss, batches = label_free(calibration, model, batches)
         with criterion_errors():
-            table = score(model, left, self._batches, self._loss, names)
+            table = score(model, left, list(batches), loss, names, seed=self._blend.seed)
         groups = tuple(heard(able, table))
         fresh = self._blend.model_copy(update={"groups": groups}).recomputed_scores(table)
         sizes = {group.name: group.size for group in self._graph.groups}

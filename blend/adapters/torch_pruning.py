@@ -43,7 +43,8 @@ class BlendedImportance:
         model: The network that is going to be pruned, before it is.
         example_inputs: As for the pruner.
         batches: Calibration data to recompute scores on, (inputs, targets); none, to use the frozen ones.
-        loss: (outputs, targets) → mean loss of a batch, for criteria that need gradients.
+        loss: (outputs, targets) → mean loss of a batch, for criteria that need gradients; not used by a blend that was
+            searched with a loss without labels, which is used again.
 
     Raises:
         InputError: If the criterion cannot be loaded or belongs to another network.

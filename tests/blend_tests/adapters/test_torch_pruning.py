@@ -20,6 +20,7 @@ from blend.errors import InputError
 from blend.identity import OtherWeightsWarning
 from blend.tasks.networks import build_network
 from criteria import CRITERIA, ChannelGraph, CriterionError, score
+from criteria.losses import label_free
 from tests.networks import build, inputs
 
 from .blends import blend_for
@@ -256,6 +257,41 @@ def test_a_group_that_a_criterion_can_no_longer_rank_gives_nothing(theirs, capsy
     assert size > left[0] == left[1] == left[2] > 1
     assert f"note: '{name}' gives nothing at this step: fickle cannot rank what is left" in capsys.readouterr().err
     assert importance.check(host, 0.5) == pytest.approx(0.5, abs=1 / len(graph))
+
+
+def fresh_ranks(blend, model, example, batches):
+    """Of all groups, before anything is removed."""
+    importance = BlendedImportance(blend, model, example, batches)
+    pruner(copy.deepcopy(model), example, importance).step()
+    return torch.cat([importance._ranks[group.name] for group in blend.groups])
+
+
+@pytest.mark.parametrize(("loss", "criterion"), [("squared_norm", "taylor_fo"), ("divergence", "taylor_so")])
+def test_a_blend_that_was_searched_without_labels_is_recomputed_without_them(loss, criterion):
+    model, graph, example = network("vgg_bn")
+    images = inputs("vgg_bn", 8)
+    blend = blend_for(model, graph, criteria=(criterion, "l1"))
+    with_labels, without = blend, blend.model_copy(update={"calibration_loss": loss})
+    ranks = [
+        [fresh_ranks(b, model, example, [(images, labels)]) for labels in (torch.arange(8) % 4, torch.arange(8) // 2)]
+        for b in (with_labels, without)
+    ]
+    assert not torch.equal(*ranks[0])
+    assert torch.equal(*ranks[1])
+    table = score(model, graph, *reversed(label_free(loss, model, [(images, torch.zeros(8))])), [criterion, "l1"])
+    mine = blend.recomputed_scores(table)
+    order = np.argsort(np.concatenate([mine[g.name] for g in blend.groups]))
+    assert np.all(np.diff(ranks[1][0].numpy()[order][: len(order) // 2]) == 1)  # the upper ones may be floors
+
+
+def test_what_is_drawn_at_random_is_drawn_with_the_blends_seed():
+    model, graph, example = network("vgg_bn")
+    batches = [(inputs("vgg_bn", 8), torch.arange(8) % 4)]
+    blend = blend_for(model, graph, criteria=("random", "l1"))
+    seeds = [blend.model_copy(update={"seed": seed}) for seed in (0, 7, 7)]
+    first, second, third = (fresh_ranks(b, model, example, batches) for b in seeds)
+    assert not torch.equal(first, second)
+    assert torch.equal(second, third)
 
 
 def test_a_hundred_pruners_leave_no_network_behind():
