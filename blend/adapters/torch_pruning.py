@@ -221,6 +221,7 @@ def _backpropagate(model: nn.Module, network: Network) -> None:
     for parameter in model.parameters():
         parameter.requires_grad_(True)
         parameter.grad = None
+    total = sum(len(inputs) for inputs, _ in network.batches)
     for inputs, targets in network.batches:
         loss = network.loss(model(inputs.to(network.device)), targets.to(network.device))
-        torch.autograd.backward(loss / len(network.batches))
+        torch.autograd.backward(loss * (len(inputs) / total))

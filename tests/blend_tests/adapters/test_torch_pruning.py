@@ -377,6 +377,15 @@ class TestTheirImportances:
         assert (scores > 0).any()
         assert all(parameter.grad is None for parameter in model.parameters())
 
+    def test_see_the_same_gradients_in_whatever_batches_the_data_come(self, theirs):
+        model, graph, _ = network("vgg_bn")
+        theirs("tp_taylor", tp.importance.TaylorImportance(normalizer=None), gradients=True)
+        images, labels = inputs("vgg_bn", 8), torch.arange(8) % 4
+        in_batches = ([*zip(images.split(sizes), labels.split(sizes), strict=True)] for sizes in ([8], [7, 1]))
+        one, two = (score(model, graph, batches, F.cross_entropy, ["tp_taylor"]) for batches in in_batches)
+        for group in graph.groups:  # another order of summation, in float32
+            assert np.allclose(one.get("tp_taylor", group.name), two.get("tp_taylor", group.name), rtol=1e-3, atol=1e-6)
+
     def test_of_the_wrong_length_are_refused(self, theirs):
         model, graph, _ = network("resnet20")
         theirs("tp_short", lambda group: torch.ones(3))
