@@ -47,7 +47,8 @@ class BlendedImportance:
             searched with a loss without labels, which is used again.
 
     Raises:
-        InputError: If the criterion cannot be loaded or belongs to another network.
+        InputError: If the criterion cannot be loaded or belongs to another network; with calibration data, if it has no
+            formula, or one of its criteria is not registered or needs a metric.
     """
 
     def __init__(
@@ -75,8 +76,7 @@ class BlendedImportance:
     @property
     def removed(self) -> float:
         """The share of the channels that are gone, of all that have a score."""
-        gone = np.concatenate([~alive for alive in self._survivors.alive.values()])
-        return float(gone.mean())
+        return float(1 - np.concatenate(self._scored()).mean())
 
     def check(self, pruner: Any, ratio: float) -> float:
         """Compares what a pruner was asked for with what it has done.
@@ -92,7 +92,7 @@ class BlendedImportance:
             UnreachedRatioWarning: They differ by more than a channel.
         """
         self._follow(pruner.DG)
-        total = sum(len(alive) for alive in self._survivors.alive.values())
+        total = sum(map(len, self._scored()))
         if abs(self.removed - ratio) * total > 1:
             warnings.warn(
                 f"{ratio:.4f} of {total} channels were to be removed, and {self.removed:.4f} are",
@@ -102,7 +102,7 @@ class BlendedImportance:
         return self.removed
 
     def __call__(self, group: Any, **_: Any) -> Tensor | None:
-        """The importance of each channel of the group's first layer; None where the blend knows none of its layers.
+        """The importance of each channel of the group's first layer; None where the blend has no scores for it.
 
         Raises:
             InputError: If channels were removed that this has not seen.
@@ -126,11 +126,17 @@ class BlendedImportance:
                 )
             if not self._ranks and self._fresh is not None:
                 self._rank(self._fresh(graph.model, self._survivors.alive))
+            if of not in self._ranks:  # no criterion could rank it when the blend was searched
+                continue
             numbers = torch.from_numpy(channels)[torch.as_tensor(item.idxs)]
             place, mine = torch.as_tensor(item.root_idxs), numbers >= 0
             total.index_add_(0, place[mine], self._ranks[of][numbers[mine]])
             count.index_add_(0, place[mine], torch.ones(int(mine.sum())))
         return total / count.clamp_min(1) if bool((count > 0).all()) else None
+
+    def _scored(self) -> list[NDArray[np.bool_]]:
+        """What is left of the groups that have scores."""
+        return [self._survivors.alive[group.name] for group in self.criterion.groups]
 
     def _follow(self, graph: Any) -> None:
         """Learns what was removed since the last time."""

@@ -13,64 +13,19 @@ import torch
 import torch.nn.functional as F
 import torch_pruning as tp
 
-from blend.adapters.torch_pruning import BlendedImportance, UnreachedRatioWarning, register_importance
+from blend.adapters.torch_pruning import BlendedImportance, UnreachedRatioWarning
 from blend.blended import BlendedCriterion
-from blend.blended.formula import Blender, GroupFormula
 from blend.errors import InputError
 from blend.identity import OtherWeightsWarning
 from blend.tasks.networks import build_network
-from criteria import CRITERIA, ChannelGraph, CriterionError, score
-from criteria.losses import label_free
-from tests.networks import build, inputs
+from criteria import ChannelGraph, CriterionError, score
+from tests.networks import inputs
 
 from .blends import blend_for
+from .pruners import expected, network, pruner, survivors
 
 HOSTS = 100
 NETWORKS = ["resnet20", "resnet50", "densenet", "mobilenetv2", "vgg_bn", "unet"]
-
-
-def network(name):
-    model = build(name)
-    return model, ChannelGraph.build(model, inputs(name)), inputs(name)
-
-
-def pruner(model, example, importance, ratio=0.5, **options):
-    last = [m for m in model.modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))][-1]
-    options = {"global_pruning": True, "ignored_layers": [last]} | options
-    return tp.pruner.BasePruner(model, example, importance, pruning_ratio=ratio, **options)
-
-
-def survivors(importance):
-    return {name: alive.copy() for name, alive in importance._survivors.alive.items()}
-
-
-def expected(blend, graph, share):
-    """The global ranking's best, by another way: sort all channels, with the floors' best above everything."""
-    pairs = []
-    for group in blend.groups:
-        floor = max(1, int(np.ceil(blend.floor * group.size)))
-        scores = np.array(group.scores)
-        safe = set(np.argsort(-scores, kind="stable")[:floor].tolist())
-        pairs += [(c in safe, s, group.name, c) for c, s in enumerate(scores)]
-    pairs.sort(key=lambda pair: pair[:2])
-    removed = len(pairs) - int(len(pairs) * (1 - share))
-    alive = {group.name: np.ones(group.size, dtype=bool) for group in blend.groups}
-    for _, _, name, channel in pairs[:removed]:
-        alive[name][channel] = False
-    return alive
-
-
-@pytest.fixture
-def theirs():
-    names = []
-
-    def registered(*arguments, **options):
-        names.append(arguments[0])
-        return register_importance(*arguments, **options)
-
-    yield registered
-    for name in names:
-        CRITERIA._criteria.pop(name, None)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -159,139 +114,6 @@ def test_another_pruner_goes_on_where_the_first_has_stopped():
     kept = expected(blend, graph, importance.removed)
     assert sum(map(np.sum, kept.values())) == sum(map(np.sum, survivors(importance).values()))
     assert all(np.array_equal(kept[name], alive) for name, alive in survivors(importance).items())
-
-
-def test_recomputed_scores_are_those_of_the_network_as_it_is():
-    model, graph, example = network("resnet20")
-    batches = [(inputs("resnet20", 8), torch.arange(8) % 4)]
-    criteria = ("l1", "taylor_fo")
-    table = score(model, graph, batches, F.cross_entropy, criteria)
-    blend = blend_for(model, graph, criteria=criteria, table=table)
-    importance = BlendedImportance(blend, model, example, batches)
-    host = pruner(model, example, importance, iterative_steps=2)
-    host.step()
-    importance._follow(host.DG)
-    before, halfway = survivors(importance), copy.deepcopy(model)
-    host.step()
-    assert importance.check(host, 0.5) == pytest.approx(0.5, abs=1 / len(graph))
-    again = ChannelGraph.build(halfway, example)
-    fresh = Blender(score(halfway, again, batches, F.cross_entropy, criteria))
-    scores = fresh.scores({g.name: GroupFormula((("l1", 0.75), ("taylor_fo", 0.25))) for g in blend.groups})
-    now = []
-    for g in blend.groups:
-        whole = np.full(g.size, -np.inf)  # a rank of the whole group, above all that has gone
-        whole[before[g.name]] = g.offset + 1 - (1 - scores[g.name]) * len(scores[g.name]) / g.size
-        now.append(g.model_copy(update={"scores": tuple(whole)}))
-    left = sum(int(alive.sum()) for alive in survivors(importance).values())
-    kept = expected(blend.model_copy(update={"groups": tuple(now)}), graph, 1 - (left + 0.5) / len(graph))
-    for name, alive in kept.items():
-        assert np.array_equal(survivors(importance)[name], alive), name
-    frozen = expected(blend, graph, 0.5)  # which would have been something else
-    assert any(not np.array_equal(frozen[name], alive) for name, alive in survivors(importance).items())
-
-
-def lowered(blend, name, offset, **changes):
-    """The blend with one group's offset changed."""
-    groups = (g.model_copy(update={"offset": offset} if g.name == name else {}) for g in blend.groups)
-    return blend.model_copy(update={"groups": tuple(groups)} | changes)
-
-
-@pytest.mark.parametrize("floor", [0.1, 0.5])
-def test_recomputing_what_does_not_change_ends_where_a_single_step_does(floor):
-    model, graph, example = network("vgg_bn")
-    batches = [(inputs("vgg_bn", 8), torch.arange(8) % 4)]
-    table = score(model, graph, batches, F.cross_entropy, ["bn_scale"])
-    spoken = blend_for(model, graph, criteria=("bn_scale", "bn_scale"), table=table, floor=floor)
-    blend = lowered(spoken, graph.groups[0].name, -0.4)
-    scores = blend.recomputed_scores(table)
-    groups = tuple(g.model_copy(update={"scores": tuple(scores[g.name])}) for g in blend.groups)
-    blend = blend.model_copy(update={"groups": groups})
-    for steps in (1, 4):
-        copied = copy.deepcopy(model)
-        importance = BlendedImportance(blend, copied, example, batches)
-        host = pruner(copied, example, importance, ratio=0.4, iterative_steps=steps)
-        for _ in range(steps):
-            host.step()
-        importance.check(host, 0.4)
-        for name, alive in expected(blend, graph, 0.4).items():
-            assert np.array_equal(survivors(importance)[name], alive), (steps, name)
-
-
-def test_recomputing_goes_on_when_a_group_has_a_single_channel_left():
-    model, graph, example = network("resnet20")
-    first, last = graph.groups[0].name, graph.groups[-1].name
-    blend = lowered(blend_for(model, graph, criteria=("l1", "l2")), first, -3.0, floor=0.0)
-    batches = [(inputs("resnet20", 8), torch.arange(8) % 4)]
-    importance = BlendedImportance(lowered(blend, last, -3.0), model, example, batches)
-    host = pruner(model, example, importance, iterative_steps=5)
-    for _ in range(5):
-        host.step()
-    importance._follow(host.DG)
-    left = {name: int(alive.sum()) for name, alive in survivors(importance).items()}
-    assert (left[first], left[last]) == (1, 1)
-    alone = sum(channels == 1 for channels in left.values())  # which the pruner no longer counts
-    assert importance.removed == pytest.approx(0.5 - alone / len(graph), abs=1 / len(graph))
-    model(example)
-
-
-def test_a_group_that_a_criterion_can_no_longer_rank_gives_nothing(theirs, capsys):
-    model, graph, example = network("resnet20")
-    name, size = graph.groups[0].name, graph.groups[0].size
-    members = {member.layer for member in graph.groups[0].producers}
-
-    def fickle(group):
-        channels = len(group[0].idxs)
-        silent = channels < size and group._DG._module2name[group[0].dep.target.module] in members
-        return torch.ones(channels) if silent else torch.arange(float(channels))
-
-    batches = [(inputs("resnet20", 8), torch.arange(8) % 4)]
-    theirs("fickle", fickle)
-    blend = lowered(blend_for(model, graph, criteria=("fickle", "l1")), name, 0.0)
-    importance = BlendedImportance(blend, model, example, batches)
-    host = pruner(model, example, importance, iterative_steps=3)
-    left = []
-    for _ in range(3):
-        host.step()
-        importance._follow(host.DG)
-        left.append(int(survivors(importance)[name].sum()))
-    assert size > left[0] == left[1] == left[2] > 1
-    assert f"note: '{name}' gives nothing at this step: fickle cannot rank what is left" in capsys.readouterr().err
-    assert importance.check(host, 0.5) == pytest.approx(0.5, abs=1 / len(graph))
-
-
-def fresh_ranks(blend, model, example, batches):
-    """Of all groups, before anything is removed."""
-    importance = BlendedImportance(blend, model, example, batches)
-    pruner(copy.deepcopy(model), example, importance).step()
-    return torch.cat([importance._ranks[group.name] for group in blend.groups])
-
-
-@pytest.mark.parametrize(("loss", "criterion"), [("squared_norm", "taylor_fo"), ("divergence", "taylor_so")])
-def test_a_blend_that_was_searched_without_labels_is_recomputed_without_them(loss, criterion):
-    model, graph, example = network("vgg_bn")
-    images = inputs("vgg_bn", 8)
-    blend = blend_for(model, graph, criteria=(criterion, "l1"))
-    with_labels, without = blend, blend.model_copy(update={"calibration_loss": loss})
-    ranks = [
-        [fresh_ranks(b, model, example, [(images, labels)]) for labels in (torch.arange(8) % 4, torch.arange(8) // 2)]
-        for b in (with_labels, without)
-    ]
-    assert not torch.equal(*ranks[0])
-    assert torch.equal(*ranks[1])
-    table = score(model, graph, *reversed(label_free(loss, model, [(images, torch.zeros(8))])), [criterion, "l1"])
-    mine = blend.recomputed_scores(table)
-    order = np.argsort(np.concatenate([mine[g.name] for g in blend.groups]))
-    assert np.all(np.diff(ranks[1][0].numpy()[order][: len(order) // 2]) == 1)  # the upper ones may be floors
-
-
-def test_what_is_drawn_at_random_is_drawn_with_the_blends_seed():
-    model, graph, example = network("vgg_bn")
-    batches = [(inputs("vgg_bn", 8), torch.arange(8) % 4)]
-    blend = blend_for(model, graph, criteria=("random", "l1"))
-    seeds = [blend.model_copy(update={"seed": seed}) for seed in (0, 7, 7)]
-    first, second, third = (fresh_ranks(b, model, example, batches) for b in seeds)
-    assert not torch.equal(first, second)
-    assert torch.equal(second, third)
 
 
 def test_a_hundred_pruners_leave_no_network_behind():
