@@ -145,6 +145,10 @@ class BlendedImportance:
         news = history[seen if known() is graph else 0 :]
         for layer, is_output, positions in news:
             self._survivors.remove(layer, is_output, positions)
+        if news:
+            for module, name in graph._module2name.items():
+                if self._survivors.channels(name) is not None:
+                    self._survivors.check_width(name, graph.get_out_channels(module))
         if news and self._fresh is not None:
             self._ranks = {}
         self._followed = (weakref.ref(graph), len(history))
