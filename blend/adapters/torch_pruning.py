@@ -36,7 +36,8 @@ class BlendedImportance:
     scores are recomputed by the blend's formula on the network as it is at every step.
 
     All importances are different, so that a threshold takes exactly as many channels as asked; the best channels of
-    each group, as many as the search kept whatever happened, come last.
+    each group, as many as the search kept whatever happened, come last. With several steps a pruner takes one channel
+    fewer for each group that had a single one left before the last of them: such a group it no longer shows nor counts.
 
     Args:
         criterion: The blend, or the path of its file.

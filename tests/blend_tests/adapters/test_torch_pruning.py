@@ -62,6 +62,27 @@ def test_frozen_scores_follow_the_channels_through_steps(name):
     assert compared
 
 
+def test_in_steps_the_pruner_misses_one_channel_for_each_group_with_a_single_one_left():
+    model, graph, example = network("resnet20")
+    blend = blend_for(model, graph, floor=0.0)
+    lowest = {graph.groups[0].name, graph.groups[-1].name}
+    scores = {g.name: tuple(np.array(g.scores) - 3 * (g.name in lowest)) for g in blend.groups}
+    groups = tuple(g.model_copy(update={"scores": scores[g.name]}) for g in blend.groups)
+    blend = blend.model_copy(update={"groups": groups})
+    missed = []
+    for steps in (1, 5):
+        copied = copy.deepcopy(model)
+        importance = BlendedImportance(blend, copied, example)
+        host = pruner(copied, example, importance, iterative_steps=steps)
+        for _ in range(steps):
+            importance._follow(host.DG)
+            alone = sum(alive.sum() == 1 for alive in survivors(importance).values())  # before the last step
+            host.step()
+        importance._follow(host.DG)
+        missed.append((int(alone), round((0.5 - importance.removed) * len(graph))))
+    assert missed == [(0, 0), (2, 2)]
+
+
 def test_local_pruning_takes_the_lowest_of_each_group():
     model, graph, example = network("vgg_bn")
     blend = blend_for(model, graph)
