@@ -5,22 +5,23 @@ from __future__ import annotations
 import copy
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 import torch_pruning
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from blend.adapters.fresh_scores import Batches, FreshScores, Loss
 from blend.adapters.tracking import Survivors, distinct_ranks
 from blend.blended import BlendedCriterion
 from blend.budget import floors
 from blend.errors import InputError
-from criteria import CRITERIA, ChannelGraph, Criterion, CriterionError, score
+from criteria import CRITERIA, ChannelGraph, Criterion, CriterionError
 from criteria.passes import Network, register_pass
 
-Batches = Sequence[tuple[Tensor, Tensor]]
 Importance = Callable[..., Tensor | None]
 
 
@@ -35,17 +36,20 @@ class BlendedImportance:
     scores are recomputed by the blend's formula on the network as it is at every step.
 
     All importances are different, so that a threshold takes exactly as many channels as asked; the best channels of
-    each group, as many as the search kept whatever happened, come last.
+    each group, as many as the search kept whatever happened, come last. With several steps a pruner takes one channel
+    fewer for each group that had a single one left before the last of them: such a group it no longer shows nor counts.
 
     Args:
         criterion: The blend, or the path of its file.
         model: The network that is going to be pruned, before it is.
         example_inputs: As for the pruner.
         batches: Calibration data to recompute scores on, (inputs, targets); none, to use the frozen ones.
-        loss: (outputs, targets) → mean loss of a batch, for criteria that need gradients.
+        loss: (outputs, targets) → mean loss of a batch, for criteria that need gradients; not used by a blend that was
+            searched with a loss without labels, which is used again.
 
     Raises:
-        InputError: If the criterion cannot be loaded or belongs to another network.
+        InputError: If the criterion cannot be loaded or belongs to another network; with calibration data, if it has no
+            formula, or one of its criteria is not registered or needs a metric.
     """
 
     def __init__(
@@ -54,27 +58,26 @@ class BlendedImportance:
         model: nn.Module,
         example_inputs: Tensor,
         batches: Batches = (),
-        loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
+        loss: Loss = nn.functional.cross_entropy,
     ) -> None:
         self.criterion = criterion if isinstance(criterion, BlendedCriterion) else BlendedCriterion.load(criterion)
-        self._ignored = self.criterion.task.get("ignore", ())
-        self._batches, self._loss, self._example = batches, loss, example_inputs
-        graph = ChannelGraph.build(model, example_inputs, ignore=self._ignored)
+        graph = ChannelGraph.build(model, example_inputs, ignore=self.criterion.task.get("ignore", ()))
         frozen = None if batches else self.criterion.frozen_scores(graph)
         if frozen is not None:
             self.criterion.network.warn_of_other_weights(model)
         self.criterion.warn_of_no_compensation()
+        self._fresh = FreshScores(self.criterion, graph, batches, loss) if batches else None
         self._survivors = Survivors(graph)
+        self._floors = floors(graph, self.criterion.floor)
         self._ranks: dict[str, Tensor] = {}
         self._followed: tuple[Any, int] = (lambda: None, 0)  # a pruner's graph, weakly, and how much of its history
         if frozen is not None:
-            self._rank(graph, frozen)
+            self._rank(frozen)
 
     @property
     def removed(self) -> float:
         """The share of the channels that are gone, of all that have a score."""
-        gone = np.concatenate([~alive for alive in self._survivors.alive.values()])
-        return float(gone.mean())
+        return float(1 - np.concatenate(self._scored()).mean())
 
     def check(self, pruner: Any, ratio: float) -> float:
         """Compares what a pruner was asked for with what it has done.
@@ -90,7 +93,7 @@ class BlendedImportance:
             UnreachedRatioWarning: They differ by more than a channel.
         """
         self._follow(pruner.DG)
-        total = sum(len(alive) for alive in self._survivors.alive.values())
+        total = sum(map(len, self._scored()))
         if abs(self.removed - ratio) * total > 1:
             warnings.warn(
                 f"{ratio:.4f} of {total} channels were to be removed, and {self.removed:.4f} are",
@@ -100,7 +103,7 @@ class BlendedImportance:
         return self.removed
 
     def __call__(self, group: Any, **_: Any) -> Tensor | None:
-        """The importance of each channel of the group's first layer; None where the blend knows none of its layers.
+        """The importance of each channel of the group's first layer; None where the blend has no scores for it.
 
         Raises:
             InputError: If channels were removed that this has not seen.
@@ -122,13 +125,19 @@ class BlendedImportance:
                     f"layer '{names[module]}' has lost channels by a pruner whose steps were not seen here: make a new "
                     "importance for the network as it is, with calibration data to recompute the scores"
                 )
-            if not self._ranks:
-                self._recompute(graph.model)
+            if not self._ranks and self._fresh is not None:
+                self._rank(self._fresh(graph.model, self._survivors.alive))
+            if of not in self._ranks:  # no criterion could rank it when the blend was searched
+                continue
             numbers = torch.from_numpy(channels)[torch.as_tensor(item.idxs)]
             place, mine = torch.as_tensor(item.root_idxs), numbers >= 0
             total.index_add_(0, place[mine], self._ranks[of][numbers[mine]])
             count.index_add_(0, place[mine], torch.ones(int(mine.sum())))
         return total / count.clamp_min(1) if bool((count > 0).all()) else None
+
+    def _scored(self) -> list[NDArray[np.bool_]]:
+        """What is left of the groups that have scores."""
+        return [self._survivors.alive[group.name] for group in self.criterion.groups]
 
     def _follow(self, graph: Any) -> None:
         """Learns what was removed since the last time."""
@@ -137,24 +146,29 @@ class BlendedImportance:
         news = history[seen if known() is graph else 0 :]
         for layer, is_output, positions in news:
             self._survivors.remove(layer, is_output, positions)
-        if news and self._batches:
+        if news:
+            for module, name in graph._module2name.items():
+                if self._survivors.channels(name) is not None:
+                    self._survivors.check_width(name, graph.get_out_channels(module))
+        if news and self._fresh is not None:
             self._ranks = {}
         self._followed = (weakref.ref(graph), len(history))
 
-    def _recompute(self, model: nn.Module) -> None:
-        names = {spokesman.criterion for group in self.criterion.groups for spokesman in group.candidates}
-        graph = ChannelGraph.build(model, self._example, ignore=self._ignored)
-        table = score(model, graph, self._batches, self._loss, sorted(names))
-        self._rank(graph, self.criterion.recomputed_scores(table))
+    def _rank(self, scores: dict[str, NDArray[np.float64]]) -> None:
+        """Ranks by the number of a channel before anything was removed; those that are gone have none.
 
-    def _rank(self, graph: ChannelGraph, scores: dict[str, Any]) -> None:
-        """Ranks by the number of a channel before anything was removed; those that are gone have none."""
-        least = floors(graph, self.criterion.floor)
-        ranks = distinct_ranks(list(scores.values()), [least[name] for name in scores])
-        for name, values in zip(scores, ranks, strict=True):
-            alive = self._survivors.alive[name]
-            everything = torch.zeros(len(alive))
-            everything[torch.from_numpy(np.flatnonzero(alive))] = torch.from_numpy(values).float()
+        A group without scores comes after all others, so that it gives nothing. It is there nevertheless: a pruner
+        counts what it is shown, and would take fewer channels of all others.
+        """
+        alive = {group.name: self._survivors.alive[group.name] for group in self.criterion.groups}
+        left = {name: int(part.sum()) for name, part in alive.items()}
+        ranks = distinct_ranks(
+            [scores.get(name, np.full(left[name], np.inf)) for name in alive],
+            [self._floors[name] if name in scores else left[name] for name in alive],
+        )
+        for (name, part), values in zip(alive.items(), ranks, strict=True):
+            everything = torch.zeros(len(part))
+            everything[torch.from_numpy(np.flatnonzero(part))] = torch.from_numpy(values).float()
             self._ranks[name] = everything
 
 
@@ -218,6 +232,7 @@ def _backpropagate(model: nn.Module, network: Network) -> None:
     for parameter in model.parameters():
         parameter.requires_grad_(True)
         parameter.grad = None
+    total = sum(len(inputs) for inputs, _ in network.batches)
     for inputs, targets in network.batches:
         loss = network.loss(model(inputs.to(network.device)), targets.to(network.device))
-        torch.autograd.backward(loss / len(network.batches))
+        torch.autograd.backward(loss * (len(inputs) / total))

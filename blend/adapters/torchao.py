@@ -136,7 +136,8 @@ def _chains(model: nn.Module, graph: ChannelGraph) -> Iterator[tuple[str, Patter
         if len(group.producers) != 1 or len(group.consumers) != 1 or not _is_plain(modules, group):
             continue
         first, last = group.producers[0].layer, group.consumers[0].layer
-        way = _way(next(node for node in nodes if node.target == first), last)
+        start = next((node for node in nodes if node.target == first), None)  # none inside what torch.fx does not enter
+        way = [] if start is None else _way(start, last)
         if way and all(calls[node.target] == 1 for node in way if node.op == "call_module"):
             yield group.name, tuple(type(modules[n.target]) if n.op == "call_module" else n.target for n in way)
 

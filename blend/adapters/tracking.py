@@ -40,18 +40,40 @@ class Survivors:
         """Follows the removal of positions of a layer's outputs, or inputs, as they are numbered at that moment.
 
         Raises:
-            InputError: If a part of a channel stays, or what is removed is not known to the graph.
+            InputError: If a part of a channel stays, what is removed is not known to the graph, or was removed before
+                together with another layer's.
         """
         side = self._outputs if is_output else self._inputs
         if layer not in side:
             raise InputError(f"layer '{layer}' was pruned, whose channels the blend does not know")
         group, member = side[layer]
-        numbers = self._left(group, member)[list(positions)]
+        left, where = self._left(group, member), list(positions)
+        if where and max(where) >= len(left):
+            raise self._apart(layer)
+        numbers = left[where]
         gone = np.unique(numbers)
         each = np.count_nonzero(member.channels >= 0) // len(self.alive[group])  # positions of a channel
         if (gone < 0).any() or len(numbers) != len(gone) * each:
             raise InputError(f"a part of a channel of layer '{layer}' was pruned: some of its positions stay")
         self.alive[group][gone] = False
+
+    def check_width(self, layer: str, width: int) -> None:
+        """Compares what is left of a layer's outputs with how many it really has.
+
+        Raises:
+            InputError: They are not as many.
+        """
+        known = self.channels(layer)
+        if known is not None and len(known[1]) != width:
+            raise self._apart(layer)
+
+    def _apart(self, layer: str) -> InputError:
+        group, _ = (self._outputs | self._inputs)[layer]
+        tied = ", ".join(f"'{name}'" for name, (of, _) in self._outputs.items() if of == group)
+        return InputError(
+            f"the channels of layer '{layer}' cannot be followed: those of {tied} belong together in the blend, and "
+            "the pruner removes them apart; 'blend prune' can make this network smaller"
+        )
 
     def _left(self, group: str, member: Member) -> Indices:
         channels: Indices = member.channels

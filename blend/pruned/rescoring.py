@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from blend.blended import BlendedCriterion, BlendedGroup
+from blend.blended import BlendedCriterion
+from blend.blended.remaining import heard, of_whole
 from blend.budget import uniform
 from blend.progress import say
 from blend.pruned.choice import Chosen, Request
 from blend.scoring import scored
 from blend.task import Task
 from criteria.graph import ChannelGraph
-from criteria.scores import ScoreTable
 
 Fresh = dict[str, NDArray[np.float64]]
 
@@ -73,7 +73,7 @@ class Rescoring:
         else:
             names = tuple(sorted({c.criterion for group in self.file.groups for c in group.candidates}))
             table = scored(task, self.chosen.splits, graph, config.model_copy(update={"criteria": names}))
-            groups = list(_heard((group for group in self.file.groups if group.name in able), table))
+            groups = list(heard((group for group in self.file.groups if group.name in able), table))
             fresh = self.file.model_copy(update={"groups": tuple(groups)}).recomputed_scores(table)
             if self.request.allocation == "uniform":
                 fresh = uniform(fresh)
@@ -81,18 +81,3 @@ class Rescoring:
                 offsets = {group.name: group.offset for group in groups}
         sizes = {group.name: group.size for group in self.chosen.graph.groups}
         return {group: of_whole(values, offsets[group], sizes[group]) for group, values in fresh.items()}
-
-
-def of_whole(values: NDArray[np.float64], offset: float, size: int) -> NDArray[np.float64]:
-    """Offset and rank in (0, 1) of what is left of a group, with the rank counted from the lowest that has gone."""
-    return offset + 1 + (values - offset - 1) * len(values) / size
-
-
-def _heard(groups: Iterable[BlendedGroup], table: ScoreTable) -> Iterable[BlendedGroup]:
-    """The groups that all their candidates can still rank; says which are left alone."""
-    for group in groups:
-        silent = [c.criterion for c in group.candidates if table.get(c.criterion, group.name) is None]
-        if silent:
-            say(f"note: '{group.name}' gives nothing at this step: {silent[0]} cannot rank what is left of it")
-        else:
-            yield group

@@ -119,3 +119,27 @@ def test_a_network_that_cannot_be_traced_is_refused():
     blend = blend_for(model, ChannelGraph.build(model, example))
     with pytest.raises(InputError, match=r"torchao prunes what torch\.fx can trace, and not this network: TraceError"):
         BlendedSparsifier(blend, model, example)
+
+
+def test_layers_inside_what_cannot_be_traced_are_left_alone():
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0)
+            self.hidden, self.head = nn.Linear(16, 24), nn.Linear(24, 4)
+
+        def forward(self, x):
+            return self.head(self.hidden(self.encoder(x).mean(1)).relu())
+
+    torch.manual_seed(0)
+    model, example = Encoder().eval(), torch.randn(2, 5, 16)
+    graph = ChannelGraph.build(model, example)
+    untouched, blend = copy.deepcopy(model), blend_for(model, graph)
+    sparsifier = BlendedSparsifier(blend, model, example, reduction=0.02)
+    assert sparsifier.left_alone == ("encoder.linear1",)
+    sparsifier.prepare(model, sparsifier.layers)
+    sparsifier.step()
+    with torch.no_grad():
+        smaller, expected = sparsifier.prune(), PrunedNetwork(untouched, graph).extract(sparsifier.keep)
+        assert torch.allclose(smaller(example), expected(example), atol=1e-5)
+    assert smaller.hidden.out_features < 24

@@ -20,7 +20,6 @@ from blend.config import search_config
 from blend.identity import NetworkIdentity
 from blend.problem import prepare
 from blend.pruned.iterative import RemainingCost, composed
-from blend.pruned.rescoring import of_whole
 from blend.pruned.saved import WEIGHTS, PruningRecord
 from blend.pruned.unfinished import Unfinished
 
@@ -141,13 +140,6 @@ def test_steps_may_keep_round_numbers(capsys, tmp_path):
     steps = ["--iterative", "2", "--round-to", "4"]
     told = prune(capsys, tmp_path / "out", "l1", WITHOUT, *steps, "--json")
     assert [(group["size"] - len(group["removed"])) % 4 for group in told["groups"]] == [0, 0]
-
-
-def test_ranks_are_of_the_whole_group():
-    ranks = (np.arange(10) + 0.5) / 10
-    left = (np.arange(6) + 0.5) / 6
-    assert of_whole(ranks + 0.3, 0.3, 10) == pytest.approx(ranks + 0.3)
-    assert of_whole(left + 0.3, 0.3, 10) == pytest.approx(ranks[4:] + 0.3)
 
 
 def test_masks_and_costs_are_about_the_unpruned_network():
