@@ -11,7 +11,7 @@ demo: .venv/runtime
 
 # Two at once: most of a test is one thread's work. Tests of a file stay together, as they share what they have searched.
 test: .venv/dev lint
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -9,8 +9,6 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-import signal
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from torch import Tensor
 
 from blend.errors import BlendError, InputError, Interrupted, described
 from blend.pruned.durable import durably
+from blend.runs.signals import ending_by_signals
 
 REQUEST, LOCK = "request.json", "lock"
 State = tuple[dict[str, Tensor], dict[str, Any]]
@@ -161,14 +160,10 @@ def interruptible(unfinished: Unfinished) -> Iterator[None]:
     Raises:
         Interrupted: That it was.
     """
-    main = threading.current_thread() is threading.main_thread()
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler) if main else None
     try:
-        yield
+        with ending_by_signals():
+            yield
     except KeyboardInterrupt:
         kept = "the same command goes on from what is saved, the last whole epoch or step"
         how = kept if unfinished.begun else "nothing was begun and nothing is left"
         raise Interrupted(f"'{unfinished.out}' interrupted; {how}") from None
-    finally:
-        if main:
-            signal.signal(signal.SIGTERM, previous)

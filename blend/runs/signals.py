@@ -78,15 +78,28 @@ def stopping_at_once(folder: Path) -> Iterator[None]:
     Raises:
         Interrupted: Saying how to go on, or that there is nothing to go on with.
     """
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        yield
+        with ending_by_signals():
+            yield
     except KeyboardInterrupt:
         begun = folder.exists()
         how = f"go on with: blend resume {folder}" if begun else "nothing was begun and nothing is left"
         raise Interrupted(f"run '{folder.name}' interrupted; {how}") from None
+
+
+@contextmanager
+def ending_by_signals() -> Iterator[None]:
+    """Makes a KeyboardInterrupt of SIGINT and SIGTERM, where this is the main thread.
+
+    Of SIGINT, too: a shell starts what it puts into the background with that ignored, and who sends it anyway means it.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    previous = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    try:
+        yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def resume_command(run: Run) -> str:
