@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from blend.cli.options import BatchSize, Json, Options, RecalibrationImages, Timeout, Workers, print_json
+from blend.errors import InputError
 
 commands = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]})
 
@@ -23,7 +24,10 @@ def transfer(
             metavar="TASK[,KEY=VALUE...]...",
             help="As for a search, each with its own options behind commas: textures,seed=1 my_task.py:mine,width=2.",
         ),
-    ],
+    ] = [],  # noqa: B006
+    more_tasks: Annotated[
+        list[str], typer.Option("--tasks", metavar="TASK", help="The same as TASK; may be given several times.")
+    ] = [],  # noqa: B006
     reductions: Annotated[
         str | None, typer.Option(metavar="A,B,C", help="Shares of the cost to remove; by default the file's own.")
     ] = None,
@@ -56,6 +60,8 @@ def transfer(
     from blend.transfer.text import print_transfer
     from blend.transfer.trial import transfer as transferred
 
+    if not (tasks := [*tasks, *more_tasks]):
+        raise InputError("tasks must name at least one task, got none")
     if figure is not None:
         check_figure(figure, SUFFIXES)
     report = transferred(

@@ -242,7 +242,9 @@ def test_what_is_wrong_is_told_before_anything_is_judged(path, small, file, caps
     code, last = told("texture")
     assert code == 2
     assert "did you mean 'textures'" in last
-    assert told(small, small) == (2, "error: tasks must be different from one another, got 'task:small' twice")
+    assert told() == (2, "error: tasks must name at least one task, got none")
+    for twice in ((small, small), (small, "--tasks", small)):
+        assert told(*twice) == (2, "error: tasks must be different from one another, got 'task:small' twice")
     code, last = told(small, "--reductions", "0.3,0.99")
     assert code == 2
     assert last.startswith("error: task:small: reduction 0.99 of macs cannot be reached")
