@@ -169,10 +169,10 @@ moment, commits, commit = sys.argv.pop(1), 0, Run.commit
 def killed(run, *what):
     global commits
     commits += 1
-    if commits == 2 and moment == "before":
+    if commits == 3 and moment == "before":  # the first says that it runs, the second is what it gains
         os.kill(os.getpid(), signal.SIGKILL)
     commit(run, *what)
-    if commits == 2:
+    if commits == 2 and moment == "after":
         os.kill(os.getpid(), signal.SIGKILL)
 
 Run.commit = killed
