@@ -100,6 +100,7 @@ def _writer(run: Run) -> str:
 
 def _leftovers(run: Run) -> str:
     left = [name for name in (WORK, STOP) if (run.folder / name).exists()]
+    left += [path.name for path in run.folder.glob(".*.draft")]
     left += [path.name for path in run.folder.parent.glob(f".{run.folder.name}.*.draft")]
     if run.is_locked() or not left:
         return "none"

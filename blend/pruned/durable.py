@@ -6,12 +6,12 @@ import fcntl
 import glob
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from blend.errors import BlendError, InputError, described
+from blend.runs import try_making
 
 
 @contextmanager
@@ -73,10 +73,8 @@ def check_free_folder(folder: Path) -> None:
     """
     if folder.exists() or folder.is_symlink():
         raise InputError(f"out must be a folder that does not exist yet, got '{folder}'")
-    parent = next(parent for parent in folder.absolute().parents if parent.exists())
     try:
-        with tempfile.TemporaryFile(dir=parent):
-            pass
+        try_making(folder)
     except OSError as error:
         raise InputError(f"out must be a folder that can be made, got '{folder}': {error.strerror}") from error
 

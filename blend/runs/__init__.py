@@ -20,6 +20,7 @@ from blend.runs.folder import (
     Run,
     check_free,
     export_at,
+    try_making,
 )
 
 __all__ = [
@@ -42,4 +43,5 @@ __all__ = [
     "find_run",
     "open_run",
     "run_folder",
+    "try_making",
 ]

@@ -190,7 +190,8 @@ class Run:
             if not _locked(file):
                 raise InputError(f"run '{self.name}' is running (process {self.writer() or '?'})")
             try:
-                (self.folder / STOP).unlink(missing_ok=True)  # it was meant for a process that is gone
+                for left in (STOP, f".{self.writer()}.draft"):  # of and for a process that is gone
+                    (self.folder / left).unlink(missing_ok=True)
                 file.truncate(0)
                 file.write(str(os.getpid()))
                 file.flush()
@@ -243,14 +244,16 @@ def check_free(folder: Path) -> None:
     """
     if folder.exists():
         raise InputError(f"name '{folder.name}' is taken: '{folder}' exists")
-    parent = folder.parent
-    while not parent.exists():
-        parent = parent.parent
     try:
-        with tempfile.TemporaryFile(dir=parent):
-            pass
+        try_making(folder)
     except OSError as error:
         raise InputError(f"runs-dir must be a folder that can be written to, got '{folder.parent}': {error}") from error
+
+
+def try_making(folder: Path) -> None:
+    """Raises OSError if a folder cannot be made, without making it."""
+    with tempfile.TemporaryFile(dir=next(parent for parent in folder.absolute().parents if parent.exists())):
+        pass
 
 
 def _locked(file: Any) -> bool:

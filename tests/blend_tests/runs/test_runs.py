@@ -10,6 +10,7 @@ import pytest
 
 import blend.runs.folder
 from blend.config import search_config
+from blend.doctor.run_folder import examine_run
 from blend.errors import BlendError, InputError
 from blend.runs import CONFIG, DATABASE, EXPORT, LOCK, STOP, WORK, Run, all_runs, check_free, open_run, run_folder
 from search import Evaluation
@@ -142,7 +143,12 @@ def test_a_second_writer_is_refused_and_a_killed_one_leaves_an_interrupted_run(r
         process.wait()
     assert run.status == "interrupted"
     run.check_resumable()
+    draft = run.folder / f".{process.pid}.draft"
+    draft.write_text("half a criterion")  # as a kill amid the export leaves it
+    [told] = [finding.reason for finding in examine_run(run.folder) if finding.name == "leftovers"]
+    assert told.startswith(f"{STOP}, {draft.name}, of a process that was killed")
     with run.writing():
+        assert not draft.exists()
         assert not run.stop_requested()  # that was for the other one
         assert Run(run.folder).status == "running"
         assert (run.folder / LOCK).read_text() == str(os.getpid())
