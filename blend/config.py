@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from blend.defaults import DEFAULT_CRITERIA
+from blend.defaults import CPU, DEFAULT_CRITERIA
 from blend.errors import InputError, nearest
 from blend.limits import Target, reductions_around, reductions_of, seconds_of
 
@@ -53,6 +53,7 @@ class SearchConfig(BaseModel):
     target: str | None = None
     patience: Annotated[int, Field(ge=1)] | None = None
     racing: bool = True
+    device: str = CPU
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     random_search: bool = True
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
@@ -152,6 +153,13 @@ class SearchConfig(BaseModel):
             raise ValueError(f"must be given with executor {executor}, like {ADDRESSES[executor]}")
         if value is not None and executor == "local":
             raise ValueError(f"must be used with executor {' or '.join(ADDRESSES)}, got {value!r} with 'local'")
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def _well_formed(cls, value: str) -> str:
+        if not re.fullmatch(r"[a-z]+(:\d+)?", value) or value.startswith("cpu:"):
+            raise ValueError(f"must be cpu, or an accelerator's kind, maybe with a number, like cuda:1, got {value!r}")
         return value
 
     @field_validator("cost", mode="before")

@@ -91,7 +91,7 @@ class Problem:
         config = self.config
         known, notes = gathered(
             self.task.model, self.graph, self.splits.calibration.inputs,
-            config.compensate, config.recalibration_images, config.batch_size,
+            config.compensate, config.recalibration_images, config.batch_size, config.device,
         )  # fmt: skip
         for note in notes:
             say(f"note: {note}")

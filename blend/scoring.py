@@ -10,9 +10,10 @@ from dataclasses import asdict
 from torch import Tensor
 
 from blend.config import SearchConfig
+from blend.device import check_device, on_cpu, placed
 from blend.errors import InputError
 from blend.progress import Progress, progress, say
-from blend.pruning import check_slicing, single_thread
+from blend.pruning import check_slicing, reproducibly
 from blend.task import Splits, Task, check_task, load_task
 from criteria import CRITERIA, ChannelGraph, Criterion, CriterionError, ScoreTable, score
 from criteria.grouping import matching_layers
@@ -25,8 +26,9 @@ def loaded_task(config: SearchConfig) -> tuple[Task, Splits]:
     """Loads a task and checks it.
 
     Raises:
-        InputError: As `blend.task.load_task` and `blend.task.check_task`.
+        InputError: As `blend.device.check_device`, `blend.task.load_task` and `blend.task.check_task`.
     """
+    check_device(config.device)
     task = load_task(config.task, config.options, config.seed)
     return task, check_task(task, config.calibration_loss)
 
@@ -112,14 +114,14 @@ def scored_by(
         CriterionError: A criterion does not apply.
     """
     batches: Iterable[tuple[Tensor, Tensor]] = splits.calibration.batches(config.batch_size)
-    loss, name = task.loss, config.calibration_loss
-    metric = task.metric if name == "task" else None
-    # One thread, so that the scores are the same bits whatever the number of cores.
-    with single_thread(), _bars() as on_step:
+    network = placed(task.model, config.device)
+    loss, name = on_cpu(task.loss), config.calibration_loss
+    metric = on_cpu(task.metric) if name == "task" else None
+    with reproducibly(), _bars() as on_step:
         if name != "task":
-            loss, batches = label_free(name, task.model, batches)
+            loss, batches = label_free(name, network, batches)
         table = score(
-            task.model, graph, list(batches), loss, criteria, metric=metric, seed=config.seed, on_step=on_step
+            network, graph, list(batches), loss, criteria, metric=metric, seed=config.seed, on_step=on_step
         )
     for line in notes_in_words([asdict(note) for note in table.notes], len(table.groups)):
         say(line)

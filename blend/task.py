@@ -161,6 +161,9 @@ def load_task(spec: str, options: Mapping[str, str] = MappingProxyType({}), seed
     if not isinstance(task, Task):
         raise InputError(f"task {spec} must return a blend.task.Task, got {type(task).__name__}")
     task.name = task.name or task_title(spec)
+    for here in ("model", "example_input"):  # work on another device is on copies
+        if isinstance(found := getattr(task, here), (nn.Module, Tensor)):
+            setattr(task, here, found.to("cpu"))
     return task
 
 

@@ -13,6 +13,7 @@ from blend.cli.options import (
     CalibrationLoss,
     Compensate,
     Criteria,
+    Device,
     Ignore,
     Json,
     Options,
@@ -82,6 +83,7 @@ def compare(
         ),
     ] = "none",
     compensate: Compensate = "none",
+    device: Device = "cpu",
     ignore: Ignore = [],  # noqa: B006
     option: Options = [],  # noqa: B006
     seed: Seed = "0",
@@ -105,7 +107,7 @@ def compare(
     config = search_config(
         task=task, options=parse_options(option), reduction=reduction, cost=cost, criteria=names(criteria), seed=seed,
         allocation=allocation, calibration_loss=calibration_loss, clusters=clusters, clustering=clustering,
-        compensate=compensate, ignore=tuple(ignore),
+        compensate=compensate, ignore=tuple(ignore), device=device,
     )  # fmt: skip
 
     from blend.comparison.compare import compare as compared

@@ -93,7 +93,17 @@ Population = Annotated[str, typer.Option(metavar="N", help="Candidates per gener
 Generations = Annotated[str | None, typer.Option(metavar="N", help="Stop after so many generations.")]
 BatchSize = Annotated[str, typer.Option(metavar="N", help="Images per forward pass.")]
 Floor = Annotated[str, typer.Option(metavar="SHARE", help="Share of each group that always stays.")]
-Workers = Annotated[str | None, typer.Option(metavar="N", help="Worker processes; one per core by default.")]
+Workers = Annotated[
+    str | None, typer.Option(metavar="N", help="Worker processes; by default one per core, or per accelerator.")
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="What networks run on: cpu, or an accelerator that torch finds, like cuda (each worker takes a GPU of its "
+        "own, where there are several) or cuda:1.",
+    ),
+]
 Name = Annotated[str | None, typer.Option(help="Name of the run; made of task, reduction and seed.")]
 Reduction = Annotated[
     str,
@@ -183,6 +193,19 @@ def print_json(document: Any) -> None:
         print(json.dumps(document, indent=2), flush=True)
     except OSError as error:
         raise BlendError(f"stdout does not take the result: {error}") from error
+
+
+def usual_workers(device: str) -> int:
+    """One for each core or, where networks run on them, for each accelerator."""
+    from joblib import cpu_count
+
+    from blend.defaults import CPU
+
+    if device == CPU:
+        return int(cpu_count(only_physical_cores=True))
+    from blend.device import device_count
+
+    return max(1, device_count(device))
 
 
 def names(text: str) -> tuple[str, ...]:

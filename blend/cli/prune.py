@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blend.cli.options import BatchSize, Ignore, Json, Options, RecalibrationImages, Seed, TaskArgument, print_json
+from blend.cli.options import (
+    BatchSize,
+    Device,
+    Ignore,
+    Json,
+    Options,
+    RecalibrationImages,
+    Seed,
+    TaskArgument,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -132,6 +142,7 @@ def prune(
     option: Options = [],  # noqa: B006
     recalibration_images: RecalibrationImages = "256",
     batch_size: BatchSize = "64",
+    device: Device = "cpu",
     seed: Seed = "0",
     as_json: Json = False,
 ) -> None:
@@ -151,7 +162,7 @@ def prune(
     request = Request(
         criterion, task, parse_options(option), reduction=reduction, cost=cost, allocation=allocation, floor=floor,
         min_channels=min_channels, round_to=round_to, ignore=tuple(ignore), recalibration_images=recalibration_images,
-        batch_size=batch_size, seed=seed, calibration_loss=calibration_loss, compensate=compensate,
+        batch_size=batch_size, device=device, seed=seed, calibration_loss=calibration_loss, compensate=compensate,
         formats=parse_formats(formats, onnx=onnx),
         plan=plan(
             finetune=finetune, learning_rate=learning_rate, distill=distill, temperature=temperature,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from blend.cli import options
-from blend.cli.options import CHEAP_CRITERIA, RUNS, names, print_json
+from blend.cli.options import CHEAP_CRITERIA, RUNS, names, print_json, usual_workers
 from blend.defaults import free_name
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def search(
     patience: options.Patience = None,
     racing: options.Racing = True,
     precision: options.Precision = "auto",
+    device: options.Device = "cpu",
     random_search: options.RandomSearch = True,
     compensate: options.Compensate = "none",
     recalibration_images: options.RecalibrationImages = "256",
@@ -63,8 +64,6 @@ def search(
     with what factor in each layer, judging every candidate by the pruned network's held-out loss. Ctrl-C saves and
     stops; [bold]blend resume[/] goes on.
     """
-    from joblib import cpu_count
-
     from blend.config import parse_options, search_config
     from blend.runs import run_folder
     from blend.runs.signals import stopping_at_once
@@ -78,8 +77,8 @@ def search(
         polish=polish, generations=generations, time=time, target=target, patience=patience, racing=racing,
         precision=precision, random_search=random_search, compensate=compensate,
         recalibration_images=recalibration_images, batch_size=batch_size, floor=floor, ignore=tuple(ignore), seed=seed,
-        workers=cpu_count(only_physical_cores=True) if workers is None else workers, executor=executor,
-        address=address, timeout=timeout,
+        workers=usual_workers(device) if workers is None else workers, executor=executor, address=address,
+        timeout=timeout, device=device,
     )  # fmt: skip
     folder = run_folder(runs_dir, free_name(runs_dir, config) if name is None else name)
 

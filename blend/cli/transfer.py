@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from blend.cli.options import BatchSize, Json, Options, RecalibrationImages, Timeout, Workers, print_json
+from blend.cli.options import (
+    BatchSize,
+    Device,
+    Json,
+    Options,
+    RecalibrationImages,
+    Timeout,
+    Workers,
+    print_json,
+    usual_workers,
+)
 from blend.errors import InputError
 
 commands = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]})
@@ -37,6 +47,7 @@ def transfer(
     seed: Annotated[
         str | None, typer.Option(metavar="N", help="Seed of everything random; by default that of the search.")
     ] = None,
+    device: Device = "cpu",
     workers: Workers = None,
     timeout: Timeout = None,
     figure: Annotated[
@@ -51,8 +62,6 @@ def transfer(
     it was searched among, with the same recalibration and compensation. -o passes an option to all tasks; one behind a
     task's name goes before it.
     """
-    from joblib import cpu_count
-
     from blend.comparison.figure import check_figure
     from blend.config import parse_options
     from blend.transfer.figure import SUFFIXES, draw_transfer
@@ -67,7 +76,7 @@ def transfer(
     report = transferred(
         file, tasks, () if reductions is None else parse_reductions(reductions), options=parse_options(option),
         recalibration_images=recalibration_images, batch_size=batch_size, seed=seed, timeout=timeout,
-        workers=cpu_count(only_physical_cores=True) if workers is None else workers,
+        workers=usual_workers(device) if workers is None else workers, device=device,
     )  # fmt: skip
     print_transfer(report)
     if as_json:

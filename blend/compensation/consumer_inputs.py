@@ -148,7 +148,7 @@ def with_statistics(model: nn.Module, found: Sequence[Reading], batches: Iterabl
     watches = [Watch(copied, Member(one.layer, one.source), not one.by_channel) for one in found]
     with hooks(watch.hooked() for watch in watches), torch.no_grad():
         for inputs in batches:
-            copied(inputs)
+            copied(inputs.to(next(copied.parameters()).device))
     known = []
     for one, watch in zip(found, watches, strict=True):
         mean, covariance = watch.moments()

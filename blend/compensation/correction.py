@@ -30,8 +30,10 @@ from blend.compensation.consumer_inputs import (
     weight_of,
     with_statistics,
 )
+from blend.defaults import CPU
+from blend.device import placed
 from blend.pruning.inference import portions
-from blend.pruning.slicing import single_thread
+from blend.pruning.slicing import reproducibly
 from criteria.graph import ChannelGraph, Keep
 from criteria.layers import is_transposed
 
@@ -159,8 +161,9 @@ def absorbed_means(graph: ChannelGraph) -> frozenset[str]:
 
 
 def gathered(
-    model: nn.Module, graph: ChannelGraph, calibration: Tensor, grade: Grade, recalibration_images: int, batch_size: int
-) -> tuple[list[Reading], list[str]]:
+    model: nn.Module, graph: ChannelGraph, calibration: Tensor, grade: Grade, recalibration_images: int,
+    batch_size: int, device: str = CPU,
+) -> tuple[list[Reading], list[str]]:  # fmt: skip
     """What a search needs to know once of all inputs of consumers, the same bits every time; and notes on the rest.
 
     Args:
@@ -170,13 +173,14 @@ def gathered(
         grade: ``none`` for nothing.
         recalibration_images: As many of the inputs are used.
         batch_size: Images per forward pass.
+        device: What the network runs on.
     """
     if grade == "none":
         return [], []
     found, notes = readings(model, graph, grade)
     images = compensation_images(calibration, recalibration_images)
-    with single_thread():
-        return with_statistics(model, found, portions(images, batch_size)), notes
+    with reproducibly():
+        return with_statistics(placed(model, device), found, portions(images, batch_size)), notes
 
 
 def compensation(

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from blend.budget import CostModel
 from blend.compensation.consumer_inputs import Reading
 from blend.compensation.correction import Compensation, absorbed_means
+from blend.defaults import CPU
+from blend.device import own_device, placed
 from blend.evaluation.racing import estimate, is_hopeless, weighted_mean
-from blend.pruning import single_thread
+from blend.pruning import reproducibly
 from blend.pruning.inference import InferenceNetwork, portions
 from blend.task import Split
 from criteria.graph import ChannelGraph, Keep
@@ -39,6 +41,7 @@ class Settings:
         recalibration_images: Calibration images that BatchNorm statistics are re-estimated on; 0 for none.
         batch_size: Images per forward pass.
         precision: What layers compute in; None for the network's own.
+        device: What networks run on, as torch calls it.
     """
 
     cost: str = "macs"
@@ -46,6 +49,7 @@ class Settings:
     recalibration_images: int = 256
     batch_size: int = 64
     precision: torch.dtype | None = None
+    device: str = CPU
 
 
 def pack(keep: Keep, *, half: bool = False) -> bytes:
@@ -64,7 +68,9 @@ def unpack(phenotype: bytes, channels: int) -> Keep:
 
 
 class Judge:
-    """Prunes, recalibrates and measures candidates, one after the other, on one core.
+    """Prunes, recalibrates and measures candidates, one after the other, on one core or one accelerator.
+
+    Losses and metrics are computed on the CPU.
 
     Args:
         model: The unpruned network.
@@ -80,9 +86,11 @@ class Judge:
         self, model: nn.Module, graph: ChannelGraph, loss: Loss, metric: Loss, calibration: Tensor, settings: Settings,
         known: Sequence[Reading] = (),
     ) -> None:  # fmt: skip
-        with single_thread():
-            example = calibration[:_EXAMPLES]
-            self.network = InferenceNetwork(_fast_layout(model, calibration), graph, example, settings.precision)
+        self.device = own_device(settings.device)
+        with reproducibly():
+            network = _fast_layout(placed(model, self.device), calibration)
+            example = calibration[:_EXAMPLES].to(self.device)
+            self.network = InferenceNetwork(network, graph, example, settings.precision)
         absorbed = absorbed_means(graph) if settings.recalibration_images else frozenset()
         self.compensation = Compensation(model, known, absorbed)
         self.settings = settings
@@ -139,11 +147,11 @@ class Judge:
         losses: list[float] = []
         values: list[NDArray[np.float64]] = []
         sizes = self._sizes(split)
-        with single_thread(), torch.no_grad():
+        with reproducibly(), torch.no_grad():
             corrected = self.compensation(keep).tensors
             network = self.network.prune(keep, () if keep.all() else self.recalibration, corrected)
             for inputs, targets in split.batches(self.settings.batch_size):
-                outputs = network(self._ready(inputs))
+                outputs = network(self._ready(inputs)).cpu()
                 outputs = outputs.float() if outputs.dtype is self.settings.precision else outputs
                 for part, truth in zip(torch.split(outputs, _CHUNK), torch.split(targets, _CHUNK), strict=True):
                     losses.append(float(self.loss(part, truth)))
@@ -160,9 +168,9 @@ class Judge:
         return [min(_CHUNK, batch - start) for batch in batches for start in range(0, batch, _CHUNK)]
 
     def _ready(self, inputs: Tensor) -> Tensor:
-        """Inputs in the precision of the layers; whole numbers (tokens) stay."""
+        """Inputs on the network's device, in the precision of the layers; whole numbers (tokens) stay."""
         precision = self.settings.precision if inputs.is_floating_point() else None
-        return inputs if precision is None else inputs.to(precision)
+        return inputs.to(self.device, inputs.dtype if precision is None else precision)
 
 
 def _fast_layout(model: nn.Module, inputs: Tensor) -> nn.Module:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from blend.compensation.consumer_inputs import Reading, rejoined, statistics_only
+from blend.device import kept_on
 from blend.evaluation.judge import Judge, Settings, unpack
 from blend.task import Split, Splits, Task, task_function
 from criteria.graph import ChannelGraph
@@ -66,9 +67,9 @@ class Workspace:
         """This process' judge, for candidates in half precision if asked for; loaded at the first call."""
         return _load_judge(self, half)
 
-    def split(self, name: str) -> Split:
-        """A split (``heldout`` or ``test``), memory-mapped."""
-        return _load_split(self, name)
+    def split(self, name: str, device: torch.device) -> Split:
+        """A split (``heldout`` or ``test``), memory-mapped, its inputs on an accelerator if they have room there."""
+        return _load_split(self, name, device)
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ class HeldoutEvaluation:
     def __call__(self, phenotype: bytes) -> dict[str, Any]:
         """Judges one candidate on held-out data."""
         judge = self.workspace.judge(half=self.half)
-        return judge.judge(unpack(phenotype, len(judge.graph)), self.workspace.split("heldout"), self.rival)
+        keep, heldout = unpack(phenotype, len(judge.graph)), self.workspace.split("heldout", judge.device)
+        return judge.judge(keep, heldout, self.rival)
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class TestEvaluation:
     def __call__(self, phenotype: bytes) -> NDArray[np.float64]:
         """The metric's value for each test example, shape (examples,)."""
         judge = self.workspace.judge()
-        return judge.measure(unpack(phenotype, len(judge.graph)), self.workspace.split("test"))[1]
+        return judge.measure(unpack(phenotype, len(judge.graph)), self.workspace.split("test", judge.device))[1]
 
 
 @lru_cache(maxsize=2)
@@ -117,8 +119,8 @@ def _load_judge(workspace: Workspace, half: bool) -> Judge:
 
 
 @lru_cache(maxsize=2)
-def _load_split(workspace: Workspace, name: str) -> Split:
-    return Split(_loaded(workspace, f"{name}-inputs"), _loaded(workspace, f"{name}-targets"), name)
+def _load_split(workspace: Workspace, name: str, device: torch.device) -> Split:
+    return Split(kept_on(_loaded(workspace, f"{name}-inputs"), device), _loaded(workspace, f"{name}-targets"), name)
 
 
 def _stored(tensor: Tensor) -> NDArray[Any]:

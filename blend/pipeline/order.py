@@ -144,7 +144,9 @@ class _Execution:
 
     def _write_workspace(self) -> None:
         config, problem = self.config, self.problem
-        settings = Settings(config.cost, config.fitness, config.recalibration_images, config.batch_size)
+        settings = Settings(
+            config.cost, config.fitness, config.recalibration_images, config.batch_size, device=config.device
+        )
         self.workspace.write(problem.task, problem.graph, problem.splits, settings, problem.consumer_inputs)
 
     def _record(self, error: BlendError, interruption: Interruption) -> None:

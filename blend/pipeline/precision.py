@@ -12,6 +12,7 @@ from scipy import stats
 from torch import nn
 
 from blend.budget import keep_mask
+from blend.defaults import CPU
 from blend.evaluation import HeldoutEvaluation, pack
 from blend.problem import Problem
 from blend.progress import progress, say
@@ -45,7 +46,7 @@ def chosen_precision(
     config = problem.config
     if config.precision != "auto":
         return {"precision": config.precision}
-    if config.evaluations < WORTHWHILE or not is_possible(problem.task.model):
+    if config.evaluations < WORTHWHILE or not is_possible(problem.task.model, config.device):
         return {"precision": "fp32"}
     return _compared(problem, evaluate, executor, check)
 
@@ -69,9 +70,12 @@ def _compared(
     return {"precision": chosen, "precision-agreement": correlation}
 
 
-def is_possible(model: nn.Module) -> bool:
-    """Whether this processor computes with bfloat16 faster than with float32, and the network is in float32."""
-    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+def is_possible(model: nn.Module, device: str = CPU) -> bool:
+    """Whether a device computes with bfloat16 faster than with float32, and the network is in float32."""
+    if device.startswith("cuda"):
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device == CPU and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
     return bool(fast) and {p.dtype for p in model.parameters() if p.is_floating_point()} == {torch.float32}
 
 

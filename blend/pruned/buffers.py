@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from blend.errors import InputError, described
 from blend.pruned.saved import plain
 from blend.pruned.training_data import TrainingData, seeded
-from blend.pruning import single_thread
+from blend.pruning import reproducibly
 
 
 def unsaved_names(network: nn.Module) -> set[str]:
@@ -57,7 +57,7 @@ def check_unsaved(model: nn.Module, data: TrainingData) -> None:
         return
     trained, loaded = copy.deepcopy(model).train(), copy.deepcopy(model).eval()
     before = all_tensors(model)
-    with single_thread():
+    with reproducibly():
         with seeded(0):
             inputs = next(data.epoch(0))[0]
             try:

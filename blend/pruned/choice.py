@@ -47,6 +47,7 @@ class Request:
         ignore: Patterns of layers whose channels stay.
         recalibration_images: Calibration images that BatchNorm is re-estimated on.
         batch_size: Images per forward pass.
+        device: What networks run on where gradients are needed: to be scored and to be trained.
         seed: Of a criterion that draws at random, and of the task.
         calibration_loss: What a criterion's gradients are of.
         compensate: How consumers are corrected, one of `blend.compensation.correction.GRADES`.
@@ -66,6 +67,7 @@ class Request:
     ignore: tuple[str, ...] = ()
     recalibration_images: str = "256"
     batch_size: str = "64"
+    device: str = "cpu"
     seed: str = "0"
     calibration_loss: str | None = None
     compensate: str | None = None
@@ -219,7 +221,8 @@ def _config(request: Request, allocation: str, file: BlendedCriterion | None = N
     values = {key: value for key, value in {**own, **given}.items() if value is not None}
     return search_config(
         task=request.task, options=dict(request.options), seed=request.seed, batch_size=request.batch_size,
-        recalibration_images=request.recalibration_images, allocation=request.allocation or allocation, **values,
+        recalibration_images=request.recalibration_images, allocation=request.allocation or allocation,
+        device=request.device, **values,
     )  # fmt: skip
 
 

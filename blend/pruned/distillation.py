@@ -49,7 +49,8 @@ class Teacher:
                 one = self.network(inputs[:1])
                 if one.nbytes * len(inputs) > inputs.nbytes:
                     return cast("Tensor", self.network(inputs))
-                self._known = torch.cat([self.network(part) for part, _ in data.split.batches(self.batch_size)])
+                parts = (part.to(inputs.device) for part, _ in data.split.batches(self.batch_size))
+                self._known = torch.cat([self.network(part) for part in parts])
             return self._known[rows]
 
     def distance(self, outputs: Tensor, wanted: Tensor, targets: Tensor) -> Tensor:

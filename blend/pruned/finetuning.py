@@ -22,13 +22,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from blend.defaults import CPU
+from blend.device import placed
 from blend.errors import BlendError, InputError, described
 from blend.progress import Progress, progress
 from blend.pruned.buffers import all_tensors, put_tensors
 from blend.pruned.distillation import Teacher
 from blend.pruned.step import judged
 from blend.pruned.training_data import InMemory, Streamed, TrainingData, seeded, training_data
-from blend.pruning import single_thread
+from blend.pruning import reproducibly
 from blend.task import FineTuning, Split, Task
 from blend.tasks.splits import Data
 
@@ -111,6 +113,7 @@ def finetuned(
     checkpoint: Checkpoint | None = None,
     *,
     batch_size: int = 64,
+    device: str = CPU,
     title: str = "fine-tuning",
 ) -> tuple[nn.Module, Course]:
     """Trains a copy of a network and keeps what did best on held-out data after any epoch, or before the first.
@@ -128,20 +131,22 @@ def finetuned(
         seed: Of the order of the examples, and of everything else that draws at random.
         checkpoint: Where to save every epoch, and to go on from.
         batch_size: Examples per forward pass of judging.
+        device: What networks run on; losses are computed on the CPU.
         title: Of the progress bar.
 
     Returns:
-        The network in evaluation mode, and what came out after each epoch: `best_epoch` tells which one is kept.
+        The network in evaluation mode, on the CPU, and what came out after each epoch: `best_epoch` tells which one
+        is kept.
 
     Raises:
         InputError: Nothing can be trained, or the data are not fit for it.
         Diverged: The learning rate is too high.
     """
     data = train if isinstance(train, (InMemory, Streamed)) else training_data(cast("Data", train), recipe.batch_size)
-    with single_thread():
+    with reproducibly():
         training = _Training(
-            network, _teacher(teacher, recipe), task, data, recipe,
-            lambda candidate: judged(candidate, task, heldout, batch_size),
+            network, _teacher(teacher, recipe, device), task, data, recipe,
+            lambda candidate: judged(candidate, task, heldout, batch_size), torch.device(device),
         )  # fmt: skip
         training.restore(checkpoint.load() if checkpoint else None)
         done = training.course[-1]["epoch"]
@@ -158,12 +163,12 @@ def best_epoch(course: Course) -> int:
     return int(min(course, key=lambda row: (-row["heldout_metric"], row["heldout_loss"], row["epoch"]))["epoch"])
 
 
-def _teacher(network: nn.Module | None, recipe: Recipe) -> Teacher | None:
+def _teacher(network: nn.Module | None, recipe: Recipe, device: str) -> Teacher | None:
     if not recipe.distill:
         return None
     if network is None:
         raise InputError(f"distill must be 0 where there is no unpruned network to learn from, got {recipe.distill:g}")
-    return Teacher(network, recipe.temperature, recipe.batch_size)
+    return Teacher(placed(network, device), recipe.temperature, recipe.batch_size)
 
 
 class _Training:
@@ -171,9 +176,9 @@ class _Training:
 
     def __init__(
         self, network: nn.Module, teacher: Teacher | None, task: Task, data: TrainingData, recipe: Recipe,
-        judge: Callable[[nn.Module], tuple[float, float]],
+        judge: Callable[[nn.Module], tuple[float, float]], device: torch.device,
     ) -> None:  # fmt: skip
-        self.network = copy.deepcopy(network).eval()
+        self.network, self.device = copy.deepcopy(network).eval().to(device), device
         self.teacher, self.task, self.data, self.recipe, self.judge = teacher, task, data, recipe, judge
         self.parameters = {n: p for n, p in self.network.named_parameters() if p.requires_grad}
         if not self.parameters:
@@ -195,7 +200,7 @@ class _Training:
         parts: dict[str, dict[str, Tensor]] = {"network": {}, "best": {}, "momentum": {}}
         for name, tensor in tensors.items():
             part, _, key = name.partition("/")
-            parts[part][key] = tensor
+            parts[part][key] = tensor.to(self.device)
         put_tensors(self.network, parts["network"])
         self.best = parts["best"]
         for name, buffer in parts["momentum"].items():
@@ -234,8 +239,9 @@ class _Training:
 
     def _step(self, inputs: Tensor, targets: Tensor, rows: Tensor | None) -> float:
         try:
+            inputs = inputs.to(self.device)
             outputs = self.network(inputs)
-            loss = self.task.loss(outputs, targets)
+            loss = self.task.loss(outputs.cpu(), targets)
             if self.teacher is not None:
                 share = self.recipe.distill
                 wanted = self.teacher.outputs(inputs, rows, self.data)
@@ -267,4 +273,4 @@ class _Training:
     def best_network(self) -> nn.Module:
         """The network as it was after its best epoch."""
         put_tensors(self.network, self.best)
-        return self.network.eval()
+        return self.network.eval().cpu()

@@ -185,6 +185,7 @@ class Steps:
             network, course = finetuned(
                 position.now.network, chosen.task.model, chosen.task, self.data, chosen.splits.heldout,
                 self.recipes[step - 1], seed, Slot(unfinished, f"epochs-{step}"), batch_size=chosen.config.batch_size,
+                device=chosen.config.device,
                 title="fine-tuning" if steps == 1 else f"fine-tuning, step {step} of {steps}",
             )  # fmt: skip
         except Diverged:

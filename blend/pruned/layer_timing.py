@@ -17,7 +17,7 @@ from blend.budget import floors, keep_mask, uniform
 from blend.progress import progress
 from blend.pruned.latency import LatencyModel, Passes, weight_axes
 from blend.pruned.timing import Clock, median_interval, seconds_in_turns
-from blend.pruning import PrunedNetwork, single_thread
+from blend.pruning import PrunedNetwork, reproducibly
 from criteria.graph import ChannelGraph, Keep
 
 WIDTHS, ROUNDS, PASSES, CHECKS = 14, 3, 2, 9
@@ -43,7 +43,7 @@ def timed_passes(
     network = PrunedNetwork(model, graph)
     rounds: list[list[dict[str, float]]] = []
     with (
-        single_thread(),
+        reproducibly(),
         torch.no_grad(),
         progress("timing layers", ROUNDS * len(masks)) as shown,
         _stopwatch(network.shell, tuple(weight_axes(graph)), clock) as times,

@@ -28,7 +28,7 @@ from blend.pruned.saved import (
 from blend.pruned.stages import Stages, timing
 from blend.pruned.step import EXAMPLES
 from blend.pruned.unfinished import Unfinished, interruptible
-from blend.pruning import TOLERANCES, single_thread
+from blend.pruning import TOLERANCES, reproducibly
 
 
 def prune_to_folder(request: Request, folder: Path) -> PruningRecord:
@@ -104,7 +104,7 @@ def _check_written(folder: Path, chosen: Chosen, network: nn.Module) -> None:
     """
     inputs: Tensor = chosen.splits.heldout.inputs[:EXAMPLES]
     loaded = load_pruned(folder, lambda: copy.deepcopy(chosen.task.model))
-    with single_thread(), torch.no_grad():
+    with reproducibly(), torch.no_grad():
         found, meant = loaded(inputs), network.eval()(inputs)
         if not (found - meant).abs().max() <= TOLERANCES[meant.dtype] * meant.abs().max():
             raise BlendError("the saved network does not compute what the pruned one does")

@@ -12,7 +12,7 @@ from blend.compensation.consumer_inputs import Grade, compensation_images, held_
 from blend.compensation.correction import Corrected, absorbed_means, compensation
 from blend.compensation.sequential import sequential
 from blend.progress import Progress, progress, say
-from blend.pruning import PrunedNetwork, single_thread
+from blend.pruning import PrunedNetwork, reproducibly
 from blend.pruning.inference import InferenceNetwork, portions
 from blend.task import Split, Task
 from criteria.graph import ChannelGraph, Keep
@@ -46,7 +46,7 @@ def compensated(model: nn.Module, graph: ChannelGraph, keep: Keep, calibration: 
             say(f"note: {note}")
     batches = portions(images, batch_size)
     absorbed = absorbed_means(graph) if recalibration_images else frozenset()
-    with single_thread(), torch.no_grad():
+    with reproducibly(), torch.no_grad():
         if grade == "sequential":
             corrected, notes = sequential(model, graph, keep, batches, absorbed, recalibrated=recalibration_images > 0)
         else:
@@ -74,7 +74,7 @@ def recalibrated(
     """The pruned network, its BatchNorms with the statistics of all recalibration images taken as one batch."""
     tensors = {} if corrected is None else corrected.tensors
     images = calibration.inputs[: calibration.recalibration_images]
-    with single_thread(), torch.no_grad():
+    with reproducibly(), torch.no_grad():
         network = InferenceNetwork(model, graph, calibration.inputs[:EXAMPLES])
         network.prune(keep, portions(images, calibration.batch_size), tensors)
         smaller = PrunedNetwork(model, graph).extract(keep, tensors)
@@ -85,11 +85,11 @@ def recalibrated(
 def judged(network: nn.Module, task: Task, split: Split, batch_size: int) -> tuple[float, float]:
     """Mean loss and metric of a network on a split."""
     losses, values = 0.0, 0.0
-    training = {module: module.training for module in network.modules()}
-    with single_thread(), torch.no_grad():
+    training, device = {module: module.training for module in network.modules()}, next(network.parameters()).device
+    with reproducibly(), torch.no_grad():
         network.eval()
         for inputs, targets in split.batches(batch_size):
-            outputs = network(inputs)
+            outputs = network(inputs.to(device)).cpu()
             losses += float(task.loss(outputs, targets)) * len(inputs)
             values += float(task.metric(outputs, targets).double().sum())
     for module, mode in training.items():

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 from torch import Tensor, nn
 
-from blend.pruning import single_thread
+from blend.pruning import reproducibly
 
 LEAST_ROUNDS = 6
 """Fewer give no interval of the median with 95 % confidence."""
@@ -51,7 +51,7 @@ def seconds_in_turns(
     seconds = np.empty((rounds, len(networks)))
     modes = [(module, module.training) for network in networks for module in network.modules()]
     try:
-        with single_thread(), torch.no_grad():
+        with reproducibly(), torch.no_grad():
             for network in networks:
                 network.eval()(inputs)
             for number in range(rounds):

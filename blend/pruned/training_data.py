@@ -130,7 +130,7 @@ class Streamed:
                 except Exception as error:
                     raise InputError(f"the {NAME} split failed while it was read: {described(error)}") from error
                 check_pair(batch, index, NAME)
-                yield batch[0], batch[1], None
+                yield batch[0].cpu(), batch[1].cpu(), None
 
     def _loader(self, seed: int) -> Iterable[Any]:
         if not isinstance(self.data, Dataset):

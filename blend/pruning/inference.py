@@ -230,7 +230,7 @@ def pooled(parts: Sequence[Statistics]) -> Statistics:
     if len(parts) == 1:
         return parts[0]
     means, variances = torch.stack([mean for mean, _, _ in parts]), torch.stack([var for _, var, _ in parts])
-    counts = torch.tensor([count for _, _, count in parts], dtype=means.dtype)
+    counts = torch.tensor([count for _, _, count in parts], dtype=means.dtype, device=means.device)
     total = sum(count for _, _, count in parts)
     weights = (counts / total)[:, None]
     mean = (weights * means).sum(0)

@@ -35,6 +35,7 @@ class PrunedNetwork:
         self.graph = graph
         self._frozen = frozenset(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
         self.shell = copy.deepcopy(model).eval().requires_grad_(False)
+        self._device = next(self.shell.parameters()).device
         self._tensors: dict[str, Tensor] = self.shell.state_dict(keep_vars=True)
         # Recalibration writes to the statistics of BatchNorm, so that they are copied for every candidate.
         self._statistics = frozenset(
@@ -64,14 +65,14 @@ class PrunedNetwork:
             The shell with the sliced tensors; valid until the next call. Statistics of BatchNorm are the original's.
         """
         kept = np.append(keep, True)  # owner -1 reads the last one: positions that no group owns stay
-        positions = [torch.from_numpy(np.flatnonzero(kept[owner])) for owner in self._owners]
+        positions = [torch.from_numpy(np.flatnonzero(kept[owner])).to(self._device) for owner in self._owners]
         for name, axes in self._plan.items():
             original = tensor = self._originals[name]
             if name in corrected:
                 tensor = torch.empty_like(original).copy_(corrected[name])
             for dim, owner in axes:
                 if len(positions[owner]) < tensor.shape[dim]:
-                    tensor = tensor.index_select(dim, positions[owner].to(tensor.device))
+                    tensor = tensor.index_select(dim, positions[owner])
             shared = tensor is original and name in self._statistics
             self._tensors[name].data = tensor.clone() if shared else tensor
         for layer, unit in self._layers:
@@ -204,12 +205,16 @@ def _disagreement(network: PrunedNetwork, keep: Keep, example_input: Tensor) -> 
 
 
 @contextmanager
-def single_thread() -> Iterator[None]:
-    """One intra-op thread inside, as everywhere else that candidates are judged, so that results are the same bits."""
-    threads = torch.get_num_threads()
+def reproducibly() -> Iterator[None]:
+    """Inside, the same computation gives the same bits again: one intra-op thread, and cuDNN's deterministic kernels.
+
+    These compute in the precision of what they are given, and not in TF32.
+    """
+    threads, cudnn = torch.get_num_threads(), torch.backends.cudnn
     torch.set_num_threads(1)
     try:
-        yield
+        with cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
     finally:
         torch.set_num_threads(threads)
 

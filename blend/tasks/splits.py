@@ -63,8 +63,8 @@ def materialise(data: Data, name: str, *, labelled: bool = True) -> Split:
     With ``labelled`` false targets are not read, whatever they are, and inputs alone are accepted in the place of
     pairs.
 
-    A pair of tensors is not copied. Datasets and loaders are gone through once under a fixed random state, so that
-    a shuffling loader gives the same order in every process, and the caller's random state stays as it was.
+    A pair of tensors on the CPU is not copied. Datasets and loaders are gone through once under a fixed random state,
+    so that a shuffling loader gives the same order in every process, and the caller's random state stays as it was.
 
     Raises:
         InputError: the data are empty, are not pairs of tensors, differ in length, or hold NaN or infinity.
@@ -77,7 +77,7 @@ def materialise(data: Data, name: str, *, labelled: bool = True) -> Split:
         inputs, targets = data
     else:
         inputs, targets = _concatenated(data, name, labelled)
-    inputs, targets = inputs.detach(), targets.detach()
+    inputs, targets = inputs.detach().cpu(), targets.detach().cpu()
     if inputs.ndim == 0 or targets.ndim == 0 or len(inputs) != len(targets):
         raise InputError(
             f"the {name} split must have one target for each input, "

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from blend.errors import BlendError, InputError, described
 from blend.progress import progress, say
-from blend.pruning import single_thread
+from blend.pruning import reproducibly
 from blend.task import FineTuning, Split, Task
 from blend.tasks.cache import cache_dir, written_atomically
 from blend.tasks.networks import build_network
@@ -159,7 +159,7 @@ def trained_network(
     }
     key = hashlib.sha256(json.dumps(determinants, sort_keys=True).encode()).hexdigest()[:12]
     path = cache_dir() / "networks" / f"{task}-{network}-{key}.safetensors"
-    with torch.random.fork_rng(devices=[]), single_thread():
+    with torch.random.fork_rng(devices=[]), reproducibly():
         torch.manual_seed(seed)
         model = build_network(network, **arguments)
         if _load(model, path):

@@ -125,7 +125,9 @@ class _Judged:
     def __init__(self, place: Place, everyone: Sequence[Baseline], executor: Executor) -> None:
         problem = place.problem
         config, phenotypes = problem.config, list(dict.fromkeys(pack(m) for one in everyone for m in one.masks))
-        settings = Settings(config.cost, config.fitness, config.recalibration_images, config.batch_size)
+        settings = Settings(
+            config.cost, config.fitness, config.recalibration_images, config.batch_size, device=config.device
+        )
         with TemporaryDirectory(prefix="blend-transfer-") as folder:
             workspace = Workspace(folder, config.task, token=folder)
             workspace.write(problem.task, problem.graph, problem.splits, settings, problem.consumer_inputs)

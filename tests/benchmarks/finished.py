@@ -20,7 +20,7 @@ from blend.pipeline.contenders import winner
 from blend.problem import Problem, prepare
 from blend.pruned.finetuning import Recipe, finetuned
 from blend.pruned.step import Calibration, compensated, judged, recalibrated
-from blend.pruning import single_thread
+from blend.pruning import reproducibly
 from blend.runs import SCORES, Run
 from criteria.graph import Keep
 from search.archive import Archive
@@ -135,7 +135,7 @@ def _tested(problem: Problem, keep: Keep, grade: str, stage: str, seed: int) -> 
         assert task.finetune is not None
         recipe = Recipe.of(task.finetune)
         network, _ = finetuned(network, task.model, task, task.finetune.train, problem.splits.heldout, recipe, seed)
-    with single_thread():
+    with reproducibly():
         return judged(network, task, problem.splits.test, batch)[1]
 
 

@@ -8,7 +8,7 @@ import torch_pruning as tp
 from torch import nn
 
 from blend.errors import InputError
-from blend.pruning import PrunedNetwork, check_slicing, recalibrate, single_thread
+from blend.pruning import PrunedNetwork, check_slicing, recalibrate, reproducibly
 from criteria import ChannelGraph
 
 from ..small_networks import SIDE, graph_of, images, random_keep, tiny, tiny_images
@@ -280,7 +280,7 @@ def test_coupling_that_the_graph_cannot_know_is_found_out(wiring):
 
 def test_one_thread_inside_and_the_old_number_afterwards():
     torch.set_num_threads(2)
-    with single_thread():
+    with reproducibly():
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2
     torch.set_num_threads(1)
