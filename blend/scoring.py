@@ -120,9 +120,7 @@ def scored_by(
     with reproducibly(), _bars() as on_step:
         if name != "task":
             loss, batches = label_free(name, network, batches)
-        table = score(
-            network, graph, list(batches), loss, criteria, metric=metric, seed=config.seed, on_step=on_step
-        )
+        table = score(network, graph, list(batches), loss, criteria, metric=metric, seed=config.seed, on_step=on_step)
     for line in notes_in_words([asdict(note) for note in table.notes], len(table.groups)):
         say(line)
     return table
