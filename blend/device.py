@@ -6,7 +6,8 @@ import copy
 import fcntl
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,16 @@ def own_device(name: str) -> torch.device:
 def placed(network: nn.Module, device: torch.device | str) -> nn.Module:
     """A network on a device: itself where that is the CPU, else a copy."""
     return network if torch.device(device).type == CPU else copy.deepcopy(network).to(device)
+
+
+@contextmanager
+def visiting(network: nn.Module, device: str) -> Iterator[nn.Module]:
+    """The same for a while: what passes through it have taken of an accelerator's memory is left to other processes."""
+    try:
+        yield placed(network, device)
+    finally:
+        give_back: Callable[[], None] = getattr(_module(device.partition(":")[0]), "empty_cache", lambda: None)
+        give_back()
 
 
 def on_cpu(judgement: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from torch import Tensor
 
 from blend.config import SearchConfig
-from blend.device import check_device, on_cpu, placed
+from blend.device import check_device, on_cpu, visiting
 from blend.errors import InputError
 from blend.progress import Progress, progress, say
 from blend.pruning import check_slicing, reproducibly
@@ -114,10 +114,9 @@ def scored_by(
         CriterionError: A criterion does not apply.
     """
     batches: Iterable[tuple[Tensor, Tensor]] = splits.calibration.batches(config.batch_size)
-    network = placed(task.model, config.device)
     loss, name = on_cpu(task.loss), config.calibration_loss
     metric = on_cpu(task.metric) if name == "task" else None
-    with reproducibly(), _bars() as on_step:
+    with reproducibly(), visiting(task.model, config.device) as network, _bars() as on_step:
         if name != "task":
             loss, batches = label_free(name, network, batches)
         table = score(network, graph, list(batches), loss, criteria, metric=metric, seed=config.seed, on_step=on_step)

@@ -31,7 +31,7 @@ from blend.compensation.consumer_inputs import (
     with_statistics,
 )
 from blend.defaults import CPU
-from blend.device import placed
+from blend.device import visiting
 from blend.pruning.inference import portions
 from blend.pruning.slicing import reproducibly
 from criteria.graph import ChannelGraph, Keep
@@ -179,8 +179,8 @@ def gathered(
         return [], []
     found, notes = readings(model, graph, grade)
     images = compensation_images(calibration, recalibration_images)
-    with reproducibly():
-        return with_statistics(placed(model, device), found, portions(images, batch_size)), notes
+    with reproducibly(), visiting(model, device) as network:
+        return with_statistics(network, found, portions(images, batch_size)), notes
 
 
 def compensation(
