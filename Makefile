@@ -21,9 +21,9 @@ lint: .venv/dev
 slow: .venv/dev
 	$(BIN)/pytest -m slow
 
-# Kills searches at 300 random moments and compares what they leave with an undisturbed run; prints the counts.
+# Kills searches by every strategy at 350 random moments and compares what they leave with undisturbed runs.
 soak: .venv/dev
-	$(BIN)/python -m tests.soak --kills 300
+	$(BIN)/python -m tests.soak --kills 350 --strategies all
 
 bench: .venv/dev
 	$(BIN)/python -m tests.benchmarks

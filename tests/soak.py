@@ -1,6 +1,6 @@
 """Kills searches at random moments, resumes them, and holds what they leave against an undisturbed run.
 
-    python -m tests.soak --kills 300 --seed 0
+    python -m tests.soak --kills 300 --strategies ga,nsga2 --seed 0
 
 Drivers are forked from a process that has everything imported, so that the kills fall into the work and not into the
 start of Python. Some come a random time after the start, some shortly after a commit was seen, when the workers are
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,12 @@ import psutil
 
 from blend.config import SearchConfig, search_config
 from blend.pipeline import resume, start
-from blend.runs import DATABASE, EXPORT, Run
+from blend.runs import DATABASE, Run
+from search.strategies import STRATEGIES
 
 TASK = f"{Path(__file__).parent / 'blend_tests' / 'task_file.py'}:small"
 ORPHANS = 2.0  # seconds that a worker may outlive its driver
+OF_STRATEGY: dict[str, dict[str, Any]] = {"swap": {"encoding": "mask"}, "nsga2": {"polish": 0}}
 
 
 def main() -> int:
@@ -38,27 +41,29 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--evaluations", type=int, default=320)
-    parser.add_argument("--strategy", default="ga")
+    parser.add_argument("--strategies", default="ga", help="one search each in turn; all stands for all of them")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    config = search_config(
-        task=TASK, strategy=asked.strategy, evaluations=asked.evaluations, polish=asked.evaluations // 8,
-        population=8, criteria=("l1", "fpgm", "taylor_fo", "apoz"),
-    )  # fmt: skip
+    common = {
+        "task": TASK, "evaluations": asked.evaluations, "polish": asked.evaluations // 8, "population": 8,
+        "criteria": ("l1", "fpgm", "taylor_fo", "apoz"),
+    }  # fmt: skip
+    chosen = STRATEGIES if asked.strategies == "all" else asked.strategies.split(",")
+    configs = [search_config(**{**common, "strategy": name, **OF_STRATEGY.get(name, {})}) for name in chosen]
     with tempfile.TemporaryDirectory() as folder:
-        counts = soak(config, Path(folder), asked.kills, random.Random(asked.seed))
+        counts = soak(configs, Path(folder), asked.kills, random.Random(asked.seed))
     print(json.dumps(counts))
     return int(bool(counts["differences"] or counts["orphans"] or counts["unfinished"]))
 
 
-def soak(config: SearchConfig, folder: Path, kills: int, rng: random.Random) -> Counter[str]:
+def soak(configs: Sequence[SearchConfig], folder: Path, kills: int, rng: random.Random) -> Counter[str]:
     """One search after the other until so many drivers were killed; the last one is finished."""
     counts: Counter[str] = Counter(kills=0, worker_kills=0, searches=0, differences=0, orphans=0, unfinished=0)
-    reference, began = folder / "undisturbed", time.monotonic()
-    _finish(_forked(config, reference, workers=1))
-    span, expected = time.monotonic() - began, _outcome(reference)
+    began = time.monotonic()
+    undisturbed = [_undisturbed(config, folder / f"undisturbed-{config.strategy}") for config in configs]
     while counts["kills"] < kills:
-        name = folder / f"search-{counts['searches']}"
+        name, turn = folder / f"search-{counts['searches']}", counts["searches"] % len(configs)
+        config, (span, expected), before = configs[turn], undisturbed[turn], counts["kills"]
         while not _is_finished(name) and not counts["unfinished"]:
             driver = _forked(config, name, workers=rng.choice((1, 2)))
             if counts["kills"] >= kills:
@@ -68,9 +73,18 @@ def soak(config: SearchConfig, folder: Path, kills: int, rng: random.Random) -> 
         if counts["unfinished"]:
             break
         counts["searches"] += 1
+        counts[f"kills of {config.strategy}"] += counts["kills"] - before
         counts["differences"] += _outcome(name) != expected
         print(f"{time.monotonic() - began:.0f} s  {dict(counts)}", file=sys.stderr, flush=True)
     return counts
+
+
+def _undisturbed(config: SearchConfig, folder: Path) -> tuple[float, Any]:
+    """How long a search takes, and what comes of it."""
+    began = time.monotonic()
+    if _finish(_forked(config, folder, workers=1)):
+        raise RuntimeError(f"the undisturbed search by '{config.strategy}' failed")
+    return time.monotonic() - began, _outcome(folder)
 
 
 def _disturb(driver: int, folder: Path, span: float, rng: random.Random, counts: Counter[str]) -> None:
@@ -181,7 +195,8 @@ def _outcome(folder: Path) -> Any:
         (e.number, e.phase, e.generation, e.genome, e.phenotype, e.fitness, e.details, e.cached, e.error)
         for e in run.evaluations()
     ]
-    outcome = (history, run.get("result"), run.get("search-state"), (folder / EXPORT).read_bytes())
+    exports = {path.name: path.read_bytes() for path in folder.glob("*.blend.json")}
+    outcome = (history, run.get("result"), run.get("front"), run.get("search-state"), exports)
     run.close()
     return outcome
 
