@@ -168,9 +168,10 @@ class Judge:
         return [min(_CHUNK, batch - start) for batch in batches for start in range(0, batch, _CHUNK)]
 
     def _ready(self, inputs: Tensor) -> Tensor:
-        """Inputs on the network's device, in the precision of the layers; whole numbers (tokens) stay."""
+        """Inputs as the network takes them: device, layout, precision; whole numbers (tokens) stay as they are."""
         precision = self.settings.precision if inputs.is_floating_point() else None
-        return inputs.to(self.device, inputs.dtype if precision is None else precision)
+        layout = torch.channels_last if inputs.ndim == 4 else torch.preserve_format
+        return inputs.to(self.device, inputs.dtype if precision is None else precision, memory_format=layout)
 
 
 def _fast_layout(model: nn.Module, inputs: Tensor) -> nn.Module:

@@ -142,6 +142,28 @@ def test_every_kind_of_network_runs_in_half_precision(name):
     assert close(outputs.float(), outputs_of(plain, torch.cat(parts)), 0.3)  # up to 40 random layers
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(8, 3, 6, 6), (7, 11, 5, 5), (4, 64, 4, 4), (4, 65, 4, 4), (9, 5), (3, 4, 7)])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_statistics_and_normalising_are_those_of_batch_norm(shape, dtype, layout):
+    generator = torch.Generator().manual_seed(0)
+    values = (torch.randn(shape, generator=generator, dtype=torch.float64) * 2 + 3).to(dtype)
+    values = values.to(memory_format=layout if len(shape) == 4 else torch.contiguous_format)
+    mean, variance, count = inference.batch_statistics(values)
+    places = [0, *range(2, len(shape))]
+    exact = values.double()
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    assert count == values.numel() // shape[1]
+    assert torch.allclose(mean.double(), exact.mean(places), rtol=tolerance)
+    assert torch.allclose(variance.double(), exact.var(places, unbiased=False), rtol=tolerance)
+
+    weight, bias = torch.rand(2, shape[1], generator=generator).to(mean.dtype)
+    expected = torch.nn.functional.batch_norm(values, mean, variance, weight, bias, eps=1e-5)
+    written = inference._normalised_in_place(values, mean, variance, weight, bias, 1e-5)
+    assert written is values
+    assert torch.equal(values, expected)
+
+
 def test_a_network_in_half_precision():
     model, graph = graph_of("resnet20")
     half = copy.deepcopy(model).bfloat16()
