@@ -108,8 +108,11 @@ def _identity(kind: str, index: int) -> str:
 
 
 def _taken(name: str) -> bool:
-    """Takes a device for this process, unless another one has."""
-    lock = os.open(Path(tempfile.gettempdir()) / f"blend-{name}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+    """Takes a device for this process, unless another one has, or a lock of another user's tells nothing."""
+    try:
+        lock = os.open(Path(tempfile.gettempdir()) / f"blend-{name}.lock", os.O_RDONLY | os.O_CREAT, 0o644)
+    except OSError:
+        return False
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
