@@ -231,14 +231,23 @@ def batch_statistics(values: Tensor) -> Statistics:
     single = torch.promote_types(values.dtype, torch.float32)
     running = (values.new_zeros(seen.shape[1], dtype=single) for _ in range(2))  # they only tell in what precision
     found = torch.ops.aten.batch_norm_update_stats(seen, *running, 0.0)
-    mean, variance = found if places == 1 else _over_places(*(part.view(places, -1) for part in found))
+    if places > 1:
+        means, variances = (part.view(places, -1) for part in found)
+        found = _combined(means, variances, 1 / places)
+    mean, variance = found
     return mean, variance, values.numel() // values.shape[1]
 
 
-def _over_places(means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each channel, of those (places, channels) of as many values each."""
-    mean = means.mean(0)
-    return mean, (variances + (means - mean).square()).mean(0)
+def _combined(means: Tensor, variances: Tensor, shares: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel, of those (samples, channels) of samples (Chan, Golub and LeVeque, 1983).
+
+    Args:
+        means: Of the samples.
+        variances: Biased.
+        shares: Of all values, of each sample; sum to 1.
+    """
+    mean = (shares * means).sum(0)
+    return mean, (shares * (variances + (means - mean).square())).sum(0)
 
 
 def _normalised_in_place(
@@ -267,15 +276,13 @@ def _widened(values: Tensor) -> tuple[Tensor, int]:
 
 
 def pooled(parts: Sequence[Statistics]) -> Statistics:
-    """Mean and variance of several samples taken together (Chan, Golub and LeVeque, 1983)."""
+    """Mean and variance of several samples taken together."""
     if len(parts) == 1:
         return parts[0]
     means, variances = torch.stack([mean for mean, _, _ in parts]), torch.stack([var for _, var, _ in parts])
     counts = torch.tensor([count for _, _, count in parts], dtype=means.dtype, device=means.device)
     total = sum(count for _, _, count in parts)
-    weights = (counts / total)[:, None]
-    mean = (weights * means).sum(0)
-    return mean, (weights * (variances + (means - mean).square())).sum(0), total
+    return *_combined(means, variances, (counts / total)[:, None]), total
 
 
 def _replace_norms(network: nn.Module) -> dict[str, Norm]:
