@@ -21,7 +21,7 @@ from blend.compensation.consumer_inputs import blocks_of, readings, weight_of, w
 from blend.compensation.correction import RIDGE, Compensation, Corrected, ridge_solution
 from blend.progress import progress
 from blend.pruning.halting import HaltingPass, halt, halting_passes
-from blend.pruning.inference import batch_statistics, pooled
+from blend.pruning.norms import batch_statistics, pooled
 from blend.pruning.slicing import PrunedNetwork
 from criteria.graph import ChannelGraph, Keep
 from criteria.layers import BATCH_NORM

@@ -109,7 +109,8 @@ class _Candidate:
             heldout = Split(images[:HELDOUT], self.targets, "held-out")
             fp32, bf16 = (self._judge(images[HELDOUT:], precision) for precision in (None, torch.bfloat16))
             channel, patch = (self._judge(images[HELDOUT:], None, grade) for grade in ("channel", "patch"))
-            folded = copy.deepcopy(fp32.network.prune(self.keep))
+            fp32.network.prune(self.keep)
+            folded = copy.deepcopy(fp32.network.network.shell)
             network = PrunedNetwork(self.model, self.graph)
             self._sides = {
                 "build": lambda: network.prune(self.keep),

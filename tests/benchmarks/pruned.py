@@ -91,7 +91,9 @@ def _norms(model: nn.Module, group: ChannelGroup) -> np.ndarray:
 
 def _folded(model: nn.Module, graph: ChannelGraph, keep: np.ndarray) -> nn.Module:
     with torch.no_grad():
-        return copy.deepcopy(InferenceNetwork(model, graph, _images()[:8]).prune(keep))
+        network = InferenceNetwork(model, graph, _images()[:8])
+        network.prune(keep)
+        return copy.deepcopy(network.network.shell)
 
 
 def _images() -> torch.Tensor:

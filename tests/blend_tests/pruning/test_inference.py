@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from blend.pruning import PrunedNetwork, inference, recalibrate
+from blend.pruning import PrunedNetwork, inference, norms, recalibrate
 from blend.pruning.inference import InferenceNetwork, portions
 from criteria import ChannelGraph
 from tests.networks import NETWORKS, build
@@ -36,9 +36,7 @@ def close(got, expected, tolerance=1e-4):
 
 
 def statistics(network):
-    return {
-        name.replace(".norm.", "."): tensor.clone() for name, tensor in network.named_buffers() if "running" in name
-    }
+    return {name: tensor.clone() for name, tensor in network.named_buffers() if "running" in name}
 
 
 @pytest.mark.parametrize("name", ["resnet20", "mobilenetv2"])
@@ -49,7 +47,7 @@ def test_statistics_are_those_of_all_images_in_training_mode(name):
     network = InferenceNetwork(model, graph, inputs[:8])
     ours = network.prune(keep, inputs.split([16, 16, 1]))
     assert close(outputs_of(ours, inputs), outputs_of(plain, inputs))
-    expected, got = statistics(plain), statistics(ours)
+    expected, got = statistics(plain), network.statistics()
     assert expected.keys() == got.keys()
     assert all(close(got[name], expected[name]) for name in expected)
 
@@ -71,7 +69,7 @@ def test_every_kind_of_network_runs_as_in_training_mode(name):
 
 def is_fast(network):
     """Whether BatchNorms halt; a network that does not stand that is run as it is."""
-    return any(isinstance(module, inference.Norm) for module in network.network.shell.modules())
+    return any(isinstance(module, norms.Norm) for module in network.network.shell.modules())
 
 
 class Whimsical(nn.Module):
@@ -116,7 +114,7 @@ def test_folding_leaves_nothing_of_batchnorm_to_do():
     model, graph = graph_of("resnet20")
     network = InferenceNetwork(model, graph, images(4))
     pruned = network.prune(random_keep(graph, 1), [images(8, seed=2)])
-    assert [module.folded for module in pruned.modules() if isinstance(module, inference.Norm)] == [True] * 21
+    assert [module.folded for module in pruned.modules() if isinstance(module, norms.Norm)] == [True] * 21
 
 
 def test_a_visit_leaves_no_traces():
@@ -149,7 +147,7 @@ def test_statistics_and_normalising_are_those_of_batch_norm(shape, dtype, layout
     generator = torch.Generator().manual_seed(0)
     values = (torch.randn(shape, generator=generator, dtype=torch.float64) * 2 + 3).to(dtype)
     values = values.to(memory_format=layout if len(shape) == 4 else torch.contiguous_format)
-    mean, variance, count = inference.batch_statistics(values)
+    mean, variance, count = norms.batch_statistics(values)
     places = [0, *range(2, len(shape))]
     exact = values.double()
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
@@ -159,7 +157,7 @@ def test_statistics_and_normalising_are_those_of_batch_norm(shape, dtype, layout
 
     weight, bias = torch.rand(2, shape[1], generator=generator).to(mean.dtype)
     expected = torch.nn.functional.batch_norm(values, mean, variance, weight, bias, eps=1e-5)
-    written = inference._normalised_in_place(values, mean, variance, weight, bias, 1e-5)
+    written = norms.Normalise(weight, bias, mean, variance, count, 1e-5).in_place(values)
     assert written is values
     assert torch.equal(values, expected)
 
