@@ -34,6 +34,9 @@ class InferenceNetwork:
         example: Inputs, some tens at best.
         precision: What layers compute in; BatchNorm statistics and folding stay in the network's own. None for the
             network's own everywhere.
+
+    Attributes:
+        bytes_per_image: What the largest input of a BatchNorm takes for one image; 0 if that is not known.
     """
 
     def __init__(
@@ -42,7 +45,7 @@ class InferenceNetwork:
         self.network = PrunedNetwork(model, graph)
         self.precision: torch.dtype | None = None
         self._cast = _castable(self.network.shell)
-        self._bytes_per_input = 0.0
+        self.bytes_per_image = 0.0
         self._norms = _replace_norms(self.network.shell)
         self._folds = [(layer, norm, layer.bias) for layer, norm in _foldable(self.network.shell, graph, self._norms)]
         self._forward = self.network.shell
@@ -51,7 +54,7 @@ class InferenceNetwork:
         if self._norms:
             expected = _plain_outputs(PrunedNetwork(model, graph), example)
             if self._agrees(expected, example):
-                self._bytes_per_input = max(norm.largest for norm in self._norms.values()) / len(example)
+                self.bytes_per_image = max(norm.largest for norm in self._norms.values()) / len(example)
                 if example.is_cpu:
                     self._fuse(expected, example, precision)
             else:
@@ -62,8 +65,9 @@ class InferenceNetwork:
         self.precision = precision
 
     def prune(
-        self, keep: Keep, images: Sequence[Tensor] = (), corrected: Mapping[str, Tensor] = MappingProxyType({})
-    ) -> nn.Module:
+        self, keep: Keep, images: Sequence[Tensor] = (), corrected: Mapping[str, Tensor] = MappingProxyType({}),
+        part: int | None = None,
+    ) -> nn.Module:  # fmt: skip
         """Slices the network, re-estimates the statistics of its BatchNorms, and folds them.
 
         Args:
@@ -71,6 +75,7 @@ class InferenceNetwork:
             images: Batches of inputs whose statistics, all taken together, become those of the BatchNorms; none to
                 leave these as they are. In the precision of the layers, as all inputs of the network.
             corrected: As for :meth:`blend.pruning.slicing.PrunedNetwork.prune`.
+            part: As for :func:`blend.pruning.norms.recalibrate_together`.
 
         Returns:
             The pruned network in evaluation mode, valid until the next call.
@@ -82,8 +87,8 @@ class InferenceNetwork:
         if self.precision is not None:
             for parameter in (*self._cast, *self.network.added.values()):
                 parameter.data = parameter.data.to(self.precision)
-        if self._norms and sum(map(len, images)) * self._bytes_per_input <= MAX_ACTIVATION_BYTES:
-            recalibrate_together(self._forward, images, self._norms.values())
+        if self._norms and sum(map(len, images)) * self.bytes_per_image <= MAX_ACTIVATION_BYTES:
+            recalibrate_together(self._forward, images, self._norms.values(), part)
         else:
             recalibrate(self._forward, images)
         for (layer, norm, _), weight in zip(self._folds, weights, strict=True):
@@ -165,6 +170,9 @@ def _castable(network: nn.Module) -> list[nn.Parameter]:
     return [p for p in network.parameters() if id(p) not in whole and p.is_floating_point()]
 
 
-def portions(images: Tensor, batch_size: int) -> tuple[Tensor, ...]:
-    """Images in batches that are as equal as can be; none if there are none."""
-    return images.tensor_split(math.ceil(len(images) / batch_size)) if len(images) else ()
+def portions(images: Tensor, batch_size: int, joined: int = 1) -> tuple[Tensor, ...]:
+    """Images in batches that are as equal as can be, several of them joined into one; none if there are none."""
+    if not len(images):
+        return ()
+    sizes = [len(part) for part in images.tensor_split(math.ceil(len(images) / batch_size))]
+    return torch.split(images, [sum(sizes[start : start + joined]) for start in range(0, len(sizes), joined)])
