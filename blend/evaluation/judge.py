@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,11 +29,10 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 _EXAMPLES = 32  # on which it is tried whether a network can be folded
 _HALF = b"\x01"
 _CHUNK = 16  # examples whose mean counts as one observation when candidates are compared
-JOINED = (1, 2, 4)
-"""Batches that may go through the network as one."""
+JOINED = 4
+"""Batches that go through the network as one, if their maps are not too large."""
 MAX_JOINED_BYTES = 2**28
 """What a layer's outputs may take for batches that are joined."""
-_TRIAL, _ROUNDS, _HARDLY = 256, 2, 1.03
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Settings:
         cost: What the reduction counts: ``macs`` or ``params``.
         fitness: ``loss`` (minus the held-out loss) or ``metric``.
         recalibration_images: Calibration images that BatchNorm statistics are re-estimated on; 0 for none.
-        batch_size: Images per forward pass.
+        batch_size: Images per forward pass; up to four times as many where their maps are small.
         precision: What layers compute in; None for the network's own.
         device: What networks run on, as torch calls it.
     """
@@ -104,10 +102,13 @@ class Judge:
         self.loss = loss
         self.metric = metric
         images = self._ready(calibration[: settings.recalibration_images])
-        self.recalibration = {joined: portions(images, settings.batch_size, joined) for joined in JOINED}
+        # By a rule, and not by what takes less time: what is computed at once may change the last bits.
+        fit = MAX_JOINED_BYTES / (self.network.bytes_per_image * settings.batch_size or math.inf)
+        self.joined = min(JOINED, max(1, int(fit)))
+        self.recalibration = portions(images, settings.batch_size, self.joined)
         self.cost = CostModel(graph, settings.cost)
 
-    def judge(self, keep: Keep, split: Split, rival: Sequence[float] = (), joined: int = 1) -> dict[str, Any]:
+    def judge(self, keep: Keep, split: Split, rival: Sequence[float] = ()) -> dict[str, Any]:
         """Fitness, loss, metric and cost of one candidate on a split.
 
         Args:
@@ -115,7 +116,6 @@ class Judge:
             split: Held-out data during a search.
             rival: ``chunks`` of another candidate's answer on the same split. Judging ends as soon as it is clear that
                 this one falls short of it.
-            joined: How many batches go through the network as one, one of `JOINED`. Nothing but the time depends on it.
 
         Returns:
             ``fitness``, ``loss``, ``metric``, ``cost`` and ``reduction``, plain numbers; ``chunks``, the fitness on
@@ -123,7 +123,7 @@ class Judge:
             (the fitness, from the difference to the rival: it is below the rival's), and ``share`` says how many these
             were.
         """
-        loss, values, chunks = self._measure(keep, split, rival, joined)
+        loss, values, chunks = self._measure(keep, split, rival, fuse=not keep.all())
         metric = float(values.mean())
         cost = self.cost(keep)
         answer = {
@@ -139,39 +139,17 @@ class Judge:
             answer["share"] = len(values) / len(split)
         return answer
 
-    def fastest(self, keep: Keep, split: Split) -> tuple[int, dict[int, float]]:
-        """How many batches are best joined: of those with the same bits, the fewest that take hardly more time.
-
-        Args:
-            keep: A candidate to try.
-            split: Some images of it are enough.
-
-        Returns:
-            How many, and for each number that was tried, its seconds.
-        """
-        some = Split(split.inputs[:_TRIAL], split.targets[:_TRIAL], split.name)
-        fits = MAX_JOINED_BYTES / max(1.0, self.network.bytes_per_image * self.settings.batch_size)
-        seconds: dict[int, float] = {}
-        answers = {}
-        for _ in range(_ROUNDS + 1):  # the first warms up
-            for joined in (j for j in JOINED if j <= max(1.0, fits)):
-                began = time.perf_counter()
-                answers[joined] = self.judge(keep, some, joined=joined)
-                took = time.perf_counter() - began
-                seconds[joined] = min(seconds.get(joined, math.inf), took)
-        alike = {joined: took for joined, took in seconds.items() if answers[joined] == answers[1]}
-        return min(joined for joined, took in alike.items() if took <= _HARDLY * min(alike.values())), seconds
-
     def measure(self, keep: Keep, split: Split) -> tuple[float, NDArray[np.float64]]:
         """Mean loss and the metric's value of every example, after recalibration.
 
-        A mask that keeps everything stands for the unpruned network, which is measured as it is.
+        A mask that keeps everything stands for the unpruned network, which is measured as it is. Convolutions are not
+        fused, so that what is not a number shows.
         """
-        loss, values, _ = self._measure(keep, split)
+        loss, values, _ = self._measure(keep, split, fuse=False)
         return loss, values
 
     def _measure(
-        self, keep: Keep, split: Split, rival: Sequence[float] = (), joined: int = 1
+        self, keep: Keep, split: Split, rival: Sequence[float] = (), *, fuse: bool
     ) -> tuple[float, NDArray[np.float64], list[float]]:
         """Mean loss, the metric of every example, and the fitness of each chunk, as far as judging goes."""
         losses: list[float] = []
@@ -179,9 +157,9 @@ class Judge:
         sizes = self._sizes(split)
         with reproducibly(), torch.no_grad():
             corrected = self.compensation(keep).tensors
-            images = () if keep.all() else self.recalibration[joined]
-            network = self.network.prune(keep, images, corrected, self.settings.batch_size)
-            for outputs, targets in self._outputs(network, split, joined, racing=bool(rival)):
+            images = () if keep.all() else self.recalibration
+            network = self.network.prune(keep, images, corrected, self.settings.batch_size, fuse=fuse)
+            for outputs, targets in self._outputs(network, split, racing=bool(rival)):
                 for part, truth in zip(torch.split(outputs, _CHUNK), torch.split(targets, _CHUNK), strict=True):
                     losses.append(float(self.loss(part, truth)))
                     values.append(self.metric(part, truth).double().numpy())
@@ -190,13 +168,11 @@ class Judge:
                     break
         return weighted_mean(losses, sizes[: len(losses)]), np.concatenate(values), chunks
 
-    def _outputs(
-        self, network: nn.Module, split: Split, joined: int, *, racing: bool
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def _outputs(self, network: nn.Module, split: Split, *, racing: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """Outputs and targets, batch by batch. When racing, fewer are joined at first: there may be no need of all."""
         size, done = self.settings.batch_size, 0
         while done < len(split):
-            count = min(joined, max(2, done // size // 2)) if racing else joined
+            count = min(self.joined, max(2, done // size // 2)) if racing else self.joined
             some = slice(done, done + count * size)
             outputs = network(self._ready(split.inputs[some])).cpu()
             outputs = outputs.float() if outputs.dtype is self.settings.precision else outputs

@@ -80,37 +80,17 @@ class HeldoutEvaluation:
         workspace: Where the network and the data are.
         half: Whether layers compute in half precision.
         rival: ``chunks`` of the answer to fall short of which is to be of no interest; nothing, to judge to the end.
-        joined: How many batches go through the network as one.
     """
 
     workspace: Workspace
     half: bool = False
     rival: tuple[float, ...] = ()
-    joined: int = 1
 
     def __call__(self, phenotype: bytes) -> dict[str, Any]:
         """Judges one candidate on held-out data."""
         judge = self.workspace.judge(half=self.half)
         keep, heldout = unpack(phenotype, len(judge.graph)), self.workspace.split("heldout", judge.device)
-        return judge.judge(keep, heldout, self.rival, self.joined)
-
-
-@dataclass(frozen=True)
-class JoiningTrial:
-    """What one worker runs before a search: a phenotype in, out how many batches are best joined, and the seconds.
-
-    Attributes:
-        workspace: Where the network and the data are.
-        half: Whether layers compute in half precision.
-    """
-
-    workspace: Workspace
-    half: bool = False
-
-    def __call__(self, phenotype: bytes) -> tuple[int, dict[int, float]]:
-        """Tries them with one candidate."""
-        judge = self.workspace.judge(half=self.half)
-        return judge.fastest(unpack(phenotype, len(judge.graph)), self.workspace.split("heldout", judge.device))
+        return judge.judge(keep, heldout, self.rival)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,6 @@ from blend.pipeline.contenders import (
 )
 from blend.pipeline.evidence import verdict
 from blend.pipeline.export import blended_criterion
-from blend.pipeline.joining import chosen_joining
 from blend.pipeline.phase import Phase
 from blend.pipeline.precision import chosen_precision, finalists
 from blend.problem import Problem, prepare
@@ -126,7 +125,7 @@ class _Execution:
         with Interruption(self.run) as interruption:
             try:
                 self._baselines(executor, interruption)
-                self._choose_computation(executor, interruption)
+                self._choose_precision(executor, interruption)
                 for phase in self._phases():
                     self._search(phase, executor, interruption)
                     self._final(phase, executor, interruption)
@@ -205,22 +204,14 @@ class _Execution:
         problem, kind = self.problem, BlendObjective if self.config.reductions is None else FrontObjective
         return kind(
             genomes, problem.blender, problem.graph, problem.cost, problem.floor, self.config.reduction,
-            replace(self.evaluate, half=self._half, joined=self.run.get("joined-batches", 1)),
+            replace(self.evaluate, half=self.run.get("precision") == "bf16"),
         )  # fmt: skip
 
-    def _choose_computation(self, executor: Executor, interruption: Interruption) -> None:
-        """Settles once for the whole run what the layers of its candidates compute in, and how many images at once."""
+    def _choose_precision(self, executor: Executor, interruption: Interruption) -> None:
+        """Settles once for the whole run what the layers of its candidates compute in."""
         if self.run.get("precision") is None:
             chosen = chosen_precision(self.problem, self.evaluate, executor, interruption.check)
             self.run.commit({**chosen, **self._clock()})
-        if self.run.get("joined-batches") is None:
-            interruption.check()
-            found = chosen_joining(self.problem, self.workspace, self._half, executor)
-            self.run.commit({**found, **self._clock()})
-
-    @property
-    def _half(self) -> bool:
-        return bool(self.run.get("precision") == "bf16")
 
     def _final(self, phase: str, executor: Executor, interruption: Interruption) -> None:
         """Judges the best of a search in full precision: only that is compared. What is known is not judged again."""

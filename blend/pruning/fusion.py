@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import operator
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -62,7 +62,7 @@ class FusedConv(nn.Module):
         return self.conv.groups == 1 and unmistakable and inputs.is_contiguous(memory_format=torch.channels_last)
 
     def _at_once(self, inputs: Tensor, shortcut: Tensor | None) -> Tensor:
-        """By oneDNN, which makes zeros of what is not a number; with finite weights, numbers stay numbers."""
+        """By oneDNN, which makes zeros of what is not a number."""
         conv, convolve = self.conv, torch.ops.mkldnn._convolution_pointwise
         arguments = (conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups)
         clamp: tuple[Any, ...] = ("hardtanh", self.clamp, "")
@@ -87,13 +87,17 @@ def _clamp_numbers(values: Tensor, clamp: Range) -> Tensor:
 
 
 def fused(network: nn.Module, folds: Collection[tuple[nn.Module, Norm]]) -> nn.Module:
-    """The same network, made of the same layers, with as many fused convolutions as can be.
+    """A network as `torch.fx` traces it, made of the same layers, with as many fused convolutions as can be.
+
+    Tracing loses what is no operation on tensors (contexts such as `torch.autocast`) and keeps numbers that the forward
+    reads from its layers: compare outputs before use, also of a pruned network.
 
     Args:
         network: A network in evaluation mode.
         folds: Layers, and the BatchNorm that alone reads their output.
 
     Raises:
+        TypeError: There is nothing to fuse, or what is there cannot be run in another form.
         Exception: Of any kind, from a forward that `torch.fx` cannot trace.
     """
     traced = copy.deepcopy(network)  # its forward may leave something behind
@@ -110,6 +114,8 @@ def fused(network: nn.Module, folds: Collection[tuple[nn.Module, Norm]]) -> nn.M
                 chain.nodes[-1].replace_all_uses_with(graph.call_module(name, inputs))
             for done in reversed(chain.nodes):
                 graph.erase_node(done)
+    if not any(isinstance(part, FusedConv) for part in parts.values()):
+        raise TypeError("there is nothing to fuse")
     return GraphModule(parts, graph).eval()
 
 
@@ -184,11 +190,13 @@ def _clamp(node: Node | None, parts: Mapping[Any, Any]) -> Range:
     return _ALL
 
 
-def _parts(network: nn.Module, traced: nn.Module, names: Iterable[Any]) -> dict[Any, Any]:
+def _parts(network: nn.Module, traced: nn.Module, names: Collection[Any]) -> dict[Any, Any]:
     """The layers of a network by name, and the constants that were met when it was traced."""
     modules, own = dict(network.named_modules()), network.state_dict()
     if found := sorted(own.keys() & set(names)):
         raise TypeError(f"{found[0]} belongs to no layer")
+    if hooked := [name for name, module in modules.items() if name not in names and not _is_plain(module)]:
+        raise TypeError(f"hooks of {hooked[0] or 'the network'} would not be called")
     return {name: modules[name] if name in modules else attrgetter(name)(traced) for name in names}
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
+from io import StringIO
 from types import MappingProxyType
 from typing import Any
 
@@ -66,7 +68,7 @@ class InferenceNetwork:
 
     def prune(
         self, keep: Keep, images: Sequence[Tensor] = (), corrected: Mapping[str, Tensor] = MappingProxyType({}),
-        part: int | None = None,
+        part: int | None = None, *, fuse: bool = True,
     ) -> nn.Module:  # fmt: skip
         """Slices the network, re-estimates the statistics of its BatchNorms, and folds them.
 
@@ -76,24 +78,26 @@ class InferenceNetwork:
                 leave these as they are. In the precision of the layers, as all inputs of the network.
             corrected: As for :meth:`blend.pruning.slicing.PrunedNetwork.prune`.
             part: As for :func:`blend.pruning.norms.recalibrate_together`.
+            fuse: Whether convolutions may do what follows them: they take for 0 what is not a number.
 
         Returns:
             The pruned network in evaluation mode, valid until the next call.
         """
         for layer, norm, bias in self._folds:
             layer.bias, norm.folded = bias, False
+        network = self._forward if fuse else self.network.shell
         self.network.prune(keep, corrected)
         weights = [layer.weight.data for layer, _, _ in self._folds]
         if self.precision is not None:
             for parameter in (*self._cast, *self.network.added.values()):
                 parameter.data = parameter.data.to(self.precision)
         if self._norms and sum(map(len, images)) * self.bytes_per_image <= MAX_ACTIVATION_BYTES:
-            recalibrate_together(self._forward, images, self._norms.values(), part)
+            recalibrate_together(network, images, self._norms.values(), part)
         else:
-            recalibrate(self._forward, images)
+            recalibrate(network, images)
         for (layer, norm, _), weight in zip(self._folds, weights, strict=True):
             norm.fold_into(layer, weight)
-        return self._forward
+        return network
 
     def statistics(self) -> dict[str, Tensor]:
         """Copies of the means and variances of all BatchNorms as :meth:`prune` has left them, by name of the tensor."""
@@ -110,29 +114,36 @@ class InferenceNetwork:
 
     def _fuse(self, expected: Tensor, example: Tensor, precision: torch.dtype | None) -> None:
         """Has convolutions do what follows them, too, where the network and the processor stand it."""
+        halved = np.concatenate([np.arange(group.size) <= group.size // 2 for group in self.network.graph.groups])
+        of_half = self._outputs(example, halved)
         try:
-            self._forward = fused(self.network.shell, [(layer, norm) for layer, norm, _ in self._folds])
+            with redirect_stderr(StringIO()):  # in which torch.fx says more about an error
+                self._forward = fused(self.network.shell, [(layer, norm) for layer, norm, _ in self._folds])
+                stands_it = self._agrees(expected, example)
+                # What has been traced may hold sizes of the unpruned network.
+                stands_it &= of_half is not None and self._agrees(of_half, example, halved)
+                self.precision = precision
+                cast = precision is not None and example.is_floating_point()
+                stands_it &= self._outputs(example.to(precision) if cast else example) is not None
         except Exception:  # noqa: BLE001 - a forward may raise anything when it is traced, and is run as it is then
-            return
-        stands_it = self._agrees(expected, example)
-        self.precision = precision
-        if not stands_it or self._outputs(example if precision is None else example.to(precision)) is None:
+            stands_it = False
+        if not stands_it:
             self._forward = self.network.shell
 
-    def _agrees(self, expected: Tensor, example: Tensor) -> bool:
-        """Whether outputs of the unpruned network are those expected."""
-        outputs = self._outputs(example)
-        if outputs is None or outputs.shape != expected.shape:
+    def _agrees(self, expected: Tensor, example: Tensor, keep: Keep | None = None) -> bool:
+        """Whether outputs are those expected; of the unpruned network, unless a mask is given."""
+        outputs = self._outputs(example, keep)
+        if outputs is None or outputs.shape != expected.shape or outputs.dtype != expected.dtype:
             return False
         return bool((outputs - expected).abs().max() <= TOLERANCES[expected.dtype] * expected.abs().max())
 
-    def _outputs(self, example: Tensor) -> Tensor | None:
-        """Those of the unpruned network, recalibrated on the example; None if it does not run."""
-        everything = np.ones(len(self.network.graph), dtype=bool)
+    def _outputs(self, example: Tensor, keep: Keep | None = None) -> Tensor | None:
+        """Those of a network recalibrated on the example; None if it does not run."""
+        keep = np.ones(len(self.network.graph), dtype=bool) if keep is None else keep
         batches = example.tensor_split(2) if len(example) > 1 else [example]
         try:
             with torch.no_grad():
-                outputs: Tensor = self.prune(everything, batches)(example)
+                outputs: Tensor = self.prune(keep, batches)(example)
         except (AttributeError, TypeError, RuntimeError):  # its forward reads attributes of a BatchNorm, or branches
             return None
         return outputs

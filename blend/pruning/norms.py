@@ -41,7 +41,7 @@ def recalibrate_together(
         RuntimeError: Which BatchNorms are passed depends on the inputs.
     """
     for norm in norms:
-        norm.part = part
+        norm.part, norm.visits = part, []  # an error may have left some
     with halting_passes(network, batches) as runs:
         halts = [run.go_on(batch) for run, batch in zip(runs, batches, strict=True)]
         while not all(run.ended for run in runs):
@@ -72,7 +72,7 @@ class Norm(nn.Module):
     Attributes:
         alone: Whether nothing else reads its input, which it may overwrite then.
         folded: Whether the layer before does its work.
-        finite: Whether all numbers of that layer are some, if it does.
+        finite: Whether the tensors of that layer are finite, if it does.
         part: Images whose statistics are taken together first; None for as many as there are.
         visits: Statistics of the passes of a recalibration that goes on.
         largest: Bytes of the largest input that was halted with, all greenlets together.
@@ -130,7 +130,8 @@ class Norm(nn.Module):
         precision = layer.weight.dtype
         layer.weight.data = (weight * scale.view(-1, *[1] * (weight.ndim - 1))).to(precision)
         layer.bias = nn.Parameter(shift.to(precision), requires_grad=False)
-        self.folded, self.finite = True, bool(shift.isfinite().all())
+        self.folded = True
+        self.finite = all(bool(tensor.isfinite().all()) for tensor in (layer.weight, layer.bias))
 
 
 Halt = tuple[Norm, Sequence[Statistics]]

@@ -112,13 +112,12 @@ class _Candidate:
             fp32.network.prune(self.keep)
             folded = copy.deepcopy(fp32.network.network.shell)
             network = PrunedNetwork(self.model, self.graph)
-            joined = {judge: judge.fastest(self.keep, heldout)[0] for judge in (fp32, bf16)}  # as a search does
             self._sides = {
                 "build": lambda: network.prune(self.keep),
-                "fp32": lambda: fp32.judge(self.keep, heldout, joined=joined[fp32]),
-                "bf16": lambda: bf16.judge(self.keep, heldout, joined=joined[bf16]),
-                "channel": lambda: channel.judge(self.keep, heldout, joined=joined[fp32]),
-                "patch": lambda: patch.judge(self.keep, heldout, joined=joined[fp32]),
+                "fp32": lambda: fp32.judge(self.keep, heldout),
+                "bf16": lambda: bf16.judge(self.keep, heldout),
+                "channel": lambda: channel.judge(self.keep, heldout),
+                "patch": lambda: patch.judge(self.keep, heldout),
                 "bare": lambda: passes(folded, images.split(64)),
             }
         return self._sides

@@ -179,6 +179,15 @@ def test_a_loss_that_is_not_a_number_comes_through():
     assert 0 <= answer["metric"] <= 1
 
 
+def test_an_image_that_the_network_makes_no_number_of_shows():
+    model, graph = graph_of("resnet20")
+    heldout, everything = split(), np.ones(len(graph), dtype=bool)
+    judge = judge_of(model, graph)
+    heldout.inputs[20] = math.nan
+    assert math.isnan(judge.judge(everything, heldout)["loss"])
+    assert math.isnan(judge.measure(random_keep(graph, 1), heldout)[0])
+
+
 def test_the_loss_is_the_mean_over_examples_whatever_the_batches():
     model = tiny()
     graph = ChannelGraph.build(model, tiny_images(2))

@@ -206,22 +206,84 @@ def test_what_is_in_double_precision_or_has_tensors_of_its_own_is_run_as_it_is()
     assert fused_in(network._forward) == []
 
 
+class WithSizes(nn.Module):
+    """Its forward reads from a layer how wide that is, which changes when channels go."""
+
+    def __init__(self, fusible=True):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Linear(8 * 16, 5)
+        self.fusible = fusible
+
+    def forward(self, x):
+        y = self.norm(self.conv(x))
+        y = F.relu(y) if self.fusible else torch.tanh(y)
+        return self.head(F.adaptive_avg_pool2d(y, 4).reshape(-1, self.head.in_features))
+
+
+@pytest.mark.parametrize("fusible", [True, False])
+def test_sizes_that_a_forward_reads_are_those_of_the_pruned_network(fusible, capsys):
+    network, keep = prepared(WithSizes(fusible).eval())
+    inputs = images(16, seed=1)
+    outputs, plain = run(network, keep, inputs)
+    assert torch.equal(outputs, plain)
+    assert fused_in(network._forward) == []
+    assert capsys.readouterr().err == ""
+
+
+class Autocast(Block):
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x)
+
+
+def test_autocast_stays():
+    network, keep = prepared(Autocast(lambda net, x, y: F.relu(y)).eval())
+    outputs, plain = run(network, keep, images(16, seed=1))
+    assert outputs.dtype == plain.dtype == torch.bfloat16
+    assert torch.equal(outputs, plain)
+
+
+def test_hooks_of_containers_are_called():
+    seen = []
+    model = Block(lambda net, x, y: net.block(y)).eval()
+    model.block = nn.Sequential(nn.ReLU())
+    model.block.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs))
+    network, keep = prepared(model)
+    seen.clear()
+    network.prune(keep)(images(4))
+    assert [type(outputs) for outputs in seen] == [torch.Tensor]
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(300, 16)
+        self.conv, self.norm, self.head = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Linear(8, 5)
+
+    def forward(self, tokens):
+        return self.head(self.norm(self.conv(self.embedding(tokens)[:, None])).relu().mean((2, 3)))
+
+
+def test_whole_numbers_stay_what_they_are():
+    tokens = torch.arange(292, 300).repeat(8, 1)
+    network, keep = prepared(Tokens().eval(), torch.bfloat16, tokens)
+    assert len(fused_in(network._forward)) == 1
+    outputs, plain = run(network, keep, tokens)
+    assert outputs.dtype == torch.bfloat16
+    assert torch.allclose(outputs, plain, rtol=0.03, atol=0.03)
+
+
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
-@pytest.mark.parametrize("where", ["weights", "statistics"])
-def test_what_is_not_a_number_is_seen(precision, where):
-    model = Block(lambda net, x, y: net.relu(y)).eval()
-    network, keep = prepared(model, precision)
+@pytest.mark.parametrize("what", ["recalibrated", "weight", "statistics"])
+def test_what_is_not_a_number_is_seen(precision, what):
+    network, keep = prepared(Block(lambda net, x, y: net.relu(y)).eval(), precision)
     inputs = images(16, seed=1).to(precision or torch.float32)
     assert outputs_of(network.prune(keep, [inputs]), inputs).isfinite().all()
-    broken = network.network._originals if where == "weights" else None
-    if broken is None:
-        model.norm.running_var[0] = math.nan
-        network = prepared(model, precision)[0]
-        outputs = outputs_of(network.prune(keep), inputs)
-    else:
-        broken["first.weight"][0] = math.inf
-        outputs = outputs_of(network.prune(keep, [inputs]), inputs)
-    assert outputs.isnan().any()
+    assert outputs_of(network.prune(keep), inputs).isfinite().all()
+    name = "norm.running_var" if what == "statistics" else "first.weight"
+    network.network._originals[name][0] = math.nan
+    broken = network.prune(keep, [inputs] if what == "recalibrated" else [])
+    assert outputs_of(broken, inputs).isnan().all()
 
 
 @pytest.mark.parametrize("high", [6.0, math.inf])

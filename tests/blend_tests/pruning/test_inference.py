@@ -127,6 +127,19 @@ def test_a_visit_leaves_no_traces():
     assert torch.equal(before, after)
 
 
+def test_a_pass_that_fails_leaves_no_traces():
+    model, graph = graph_of("resnet20")
+    inputs, network, keep = images(8, seed=2), InferenceNetwork(model, graph, images(4)), random_keep(graph, 1)
+    before = outputs_of(network.prune(keep, [inputs]), inputs)
+
+    def fail(module, inputs):
+        raise RuntimeError("out of memory")
+
+    with network.network.shell.classifier.register_forward_pre_hook(fail), pytest.raises(RuntimeError, match="memory"):
+        network.prune(keep, [images(8, seed=3)])
+    assert torch.equal(outputs_of(network.prune(keep, [inputs]), inputs), before)
+
+
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_every_kind_of_network_runs_in_half_precision(name):
     model = build(name)
