@@ -15,7 +15,7 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
-from joblib.externals.loky import ProcessPoolExecutor
+from joblib.externals.loky import ProcessPoolExecutor, process_executor
 
 # One thread a worker, however many workers there are: N workers of N threads fight for the cores, and floating-point
 # sums that depend on the number of threads would make results depend on the number of workers.
@@ -160,6 +160,7 @@ def _resident_memory() -> int:
 
 def _follow_driver(driver: int) -> None:
     """Set up a worker: Ctrl-C goes to the whole process group but is the driver's to handle; die when it dies."""
+    process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize  # loky would replace it at 300 MB more, see release_if_grown
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
