@@ -94,7 +94,8 @@ Generations = Annotated[str | None, typer.Option(metavar="N", help="Stop after s
 BatchSize = Annotated[
     str,
     typer.Option(
-        metavar="N", help="Images per forward pass; candidates take up to four times as many where maps are small."
+        metavar="N",
+        help="Images per forward pass; candidates of a search up to four times as many where maps are small.",
     ),
 ]
 Floor = Annotated[str, typer.Option(metavar="SHARE", help="Share of each group that always stays.")]

@@ -153,7 +153,7 @@ def _chain(norm: Node, parts: Mapping[Any, Any]) -> _Chain | None:
         nodes.append(follower)
         follower = _only_reader(follower)
     clamp = _clamp(follower, parts)
-    if follower is not None and (clamp == _RELU or (clamp != _ALL and not shortcut)):  # not what oneDNN has not
+    if follower is not None and (clamp == _RELU or (clamp != _ALL and not shortcut)):  # sums take ReLU only
         nodes.append(follower)
     else:
         clamp = _ALL

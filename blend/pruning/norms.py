@@ -1,7 +1,7 @@
 """BatchNorms that a pruned network is run with: re-estimated on all images as if they were one batch, and folded away.
 
-Exact statistics of a layer need all images to have come that far. So images go through the network in batches that fit
-into the cache, each in a greenlet of its own, which halts at every BatchNorm until the others have arrived.
+Exact statistics of a layer need all images to have come that far. So images go through the network in batches, each in
+a greenlet of its own, which halts at every BatchNorm until the others have arrived.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ def recalibrate_together(
         network: A network in evaluation mode, whose BatchNorms are :class:`Norm`.
         batches: Inputs, in whatever portions.
         norms: The BatchNorms.
-        part: Images whose statistics are taken together before those of all are; a whole batch unless given. Batches
-            that join several of such parts give the bits that these give.
+        part: Images whose statistics are taken together before those of all are; a whole batch unless given.
 
     Raises:
         RuntimeError: Which BatchNorms are passed depends on the inputs.

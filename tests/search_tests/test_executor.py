@@ -157,6 +157,11 @@ def test_a_worker_that_grows_is_replaced_and_memory_stays_flat():
         assert len({pid for pid, *_ in steady}) == 1
 
 
+def test_nothing_else_replaces_a_worker_that_grows():
+    with LocalExecutor(1) as executor:
+        assert len({pid for _, pid in executor.run(toy.hoard, [1, 400, 1, 1])}) == 1
+
+
 def test_a_worker_killed_while_idle_is_replaced(executor):
     list(executor.run(toy.square, range(2)))
     for worker in workers():

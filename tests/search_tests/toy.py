@@ -175,6 +175,13 @@ def raise_once(item):
 _LEAK = []
 
 
+def hoard(megabytes):
+    """This process' number, once it holds so much more and a second has gone, as loky looks but once a second."""
+    _LEAK.append(bytearray(b"x") * (megabytes << 20))
+    time.sleep(1.1)
+    return os.getpid()
+
+
 def leak(megabytes):
     """Keeps so much more memory at every call."""
     _LEAK.append(bytearray(os.urandom(2**20) * megabytes))
