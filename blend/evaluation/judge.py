@@ -105,7 +105,7 @@ class Judge:
         # By a rule, and not by what takes less time: what is computed at once may change the last bits.
         fit = MAX_JOINED_BYTES / (self.network.bytes_per_image * settings.batch_size or math.inf)
         self.joined = min(JOINED, max(1, int(fit)))
-        self.recalibration = portions(images, settings.batch_size, self.joined)
+        self.recalibration = portions(images, settings.batch_size * self.joined)
         self.cost = CostModel(graph, settings.cost)
 
     def judge(self, keep: Keep, split: Split, rival: Sequence[float] = ()) -> dict[str, Any]:
@@ -158,7 +158,7 @@ class Judge:
         with reproducibly(), torch.no_grad():
             corrected = self.compensation(keep).tensors
             images = () if keep.all() else self.recalibration
-            network = self.network.prune(keep, images, corrected, self.settings.batch_size, fuse=fuse)
+            network = self.network.prune(keep, images, corrected, fuse=fuse)
             for outputs, targets in self._outputs(network, split, racing=bool(rival)):
                 for part, truth in zip(torch.split(outputs, _CHUNK), torch.split(targets, _CHUNK), strict=True):
                     losses.append(float(self.loss(part, truth)))

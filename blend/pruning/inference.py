@@ -68,7 +68,7 @@ class InferenceNetwork:
 
     def prune(
         self, keep: Keep, images: Sequence[Tensor] = (), corrected: Mapping[str, Tensor] = MappingProxyType({}),
-        part: int | None = None, *, fuse: bool = True,
+        *, fuse: bool = True,
     ) -> nn.Module:  # fmt: skip
         """Slices the network, re-estimates the statistics of its BatchNorms, and folds them.
 
@@ -77,7 +77,6 @@ class InferenceNetwork:
             images: Batches of inputs whose statistics, all taken together, become those of the BatchNorms; none to
                 leave these as they are. In the precision of the layers, as all inputs of the network.
             corrected: As for :meth:`blend.pruning.slicing.PrunedNetwork.prune`.
-            part: As for :func:`blend.pruning.norms.recalibrate_together`.
             fuse: Whether convolutions may do what follows them: they take for 0 what is not a number.
 
         Returns:
@@ -92,7 +91,7 @@ class InferenceNetwork:
             for parameter in (*self._cast, *self.network.added.values()):
                 parameter.data = parameter.data.to(self.precision)
         if self._norms and sum(map(len, images)) * self.bytes_per_image <= MAX_ACTIVATION_BYTES:
-            recalibrate_together(network, images, self._norms.values(), part)
+            recalibrate_together(network, images, self._norms.values())
         else:
             recalibrate(network, images)
         for (layer, norm, _), weight in zip(self._folds, weights, strict=True):
@@ -181,9 +180,6 @@ def _castable(network: nn.Module) -> list[nn.Parameter]:
     return [p for p in network.parameters() if id(p) not in whole and p.is_floating_point()]
 
 
-def portions(images: Tensor, batch_size: int, joined: int = 1) -> tuple[Tensor, ...]:
-    """Images in batches that are as equal as can be, several of them joined into one; none if there are none."""
-    if not len(images):
-        return ()
-    sizes = [len(part) for part in images.tensor_split(math.ceil(len(images) / batch_size))]
-    return torch.split(images, [sum(sizes[start : start + joined]) for start in range(0, len(sizes), joined)])
+def portions(images: Tensor, batch_size: int) -> tuple[Tensor, ...]:
+    """Images in batches that are as equal as can be; none if there are none."""
+    return images.tensor_split(math.ceil(len(images) / batch_size)) if len(images) else ()

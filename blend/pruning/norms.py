@@ -21,9 +21,7 @@ _FEW_CHANNELS, _PLACES = 64, 16
 
 
 @torch.no_grad()
-def recalibrate_together(
-    network: nn.Module, batches: Sequence[Tensor], norms: Collection[Norm], part: int | None = None
-) -> None:
+def recalibrate_together(network: nn.Module, batches: Sequence[Tensor], norms: Collection[Norm]) -> None:
     """Gives BatchNorms the statistics of all inputs as if they were one batch, up to rounding.
 
     This is what a forward pass in training mode with a momentum of 1 does to BatchNorm; nothing else of the network is
@@ -34,13 +32,12 @@ def recalibrate_together(
         network: A network in evaluation mode, whose BatchNorms are :class:`Norm`.
         batches: Inputs, in whatever portions.
         norms: The BatchNorms.
-        part: Images whose statistics are taken together before those of all are; a whole batch unless given.
 
     Raises:
         RuntimeError: Which BatchNorms are passed depends on the inputs.
     """
     for norm in norms:
-        norm.part, norm.visits = part, []  # an error may have left some
+        norm.visits = []  # an error may have left some
     with halting_passes(network, batches) as runs:
         halts = [run.go_on(batch) for run, batch in zip(runs, batches, strict=True)]
         while not all(run.ended for run in runs):
@@ -54,7 +51,7 @@ def _go_on(runs: Sequence[HaltingPass], halts: Sequence[Halt]) -> list[Halt]:
     norm = halts[0][0]
     if any(run.ended or halt[0] is not norm for run, halt in zip(runs, halts, strict=True)):
         raise RuntimeError("which BatchNorms a forward pass visits must not depend on the inputs")
-    normalise = norm.visited([statistics for _, parts in halts for statistics in parts])
+    normalise = norm.visited([statistics for _, statistics in halts])
     return [run.go_on(normalise) for run in runs]
 
 
@@ -72,7 +69,6 @@ class Norm(nn.Module):
         alone: Whether nothing else reads its input, which it may overwrite then.
         folded: Whether the layer before does its work.
         finite: Whether the tensors of that layer are finite, if it does.
-        part: Images whose statistics are taken together first; None for as many as there are.
         visits: Statistics of the passes of a recalibration that goes on.
         largest: Bytes of the largest input that was halted with, all greenlets together.
     """
@@ -81,7 +77,6 @@ class Norm(nn.Module):
         super().__init__()
         self.norm: Any = norm
         self.alone = self.folded = self.finite = False
-        self.part: int | None = None
         self.visits: list[Statistics] = []
         self.largest = 0
 
@@ -92,8 +87,7 @@ class Norm(nn.Module):
         if not may_halt():
             outputs: Tensor = self.norm(inputs)
             return outputs
-        parts = math.ceil(len(inputs) / (self.part or len(inputs)))
-        normalise: Normalise = halt((self, [batch_statistics(part) for part in inputs.tensor_split(parts)]))
+        normalise: Normalise = halt((self, batch_statistics(inputs)))
         self.largest = max(self.largest, normalise.count * inputs.shape[1] * inputs.element_size())
         return normalise.in_place(inputs) if self.alone and inputs.is_cpu else normalise(inputs)
 
@@ -133,7 +127,7 @@ class Norm(nn.Module):
         self.finite = all(bool(tensor.isfinite().all()) for tensor in (layer.weight, layer.bias))
 
 
-Halt = tuple[Norm, Sequence[Statistics]]
+Halt = tuple[Norm, Statistics]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,30 +11,27 @@ from criteria import ChannelGraph
 from ..small_networks import graph_of, images, random_keep
 
 
-@pytest.mark.parametrize("joined", [1, 2, 4])
-def test_joined_batches_are_made_of_those_that_are_not(joined):
+def test_portions_are_as_equal_as_can_be():
     for count in range(1, 200):
         for size in (1, 2, 3, 7, 16, 64):
-            numbers = torch.arange(count)
-            apart = portions(numbers, size)
-            cut = [
-                part for batch in portions(numbers, size, joined) for part in batch.tensor_split(-(-len(batch) // size))
-            ]
-            assert [part.tolist() for part in cut] == [part.tolist() for part in apart]
-            assert len(portions(numbers, size, joined)) == math.ceil(len(apart) / joined)
+            parts = portions(torch.arange(count), size)
+            assert torch.cat(parts).tolist() == list(range(count))
+            assert max(map(len, parts)) <= min(size, min(map(len, parts)) + 1)
+            assert len(parts) == -(-count // size)
+    assert portions(torch.arange(0), 64) == ()
 
 
-@pytest.mark.parametrize("precision", [None, torch.bfloat16])
 @pytest.mark.parametrize("name", ["resnet20", "mobilenetv2"])
-def test_statistics_are_taken_of_the_same_parts(name, precision):
+def test_statistics_hardly_depend_on_how_many_images_go_through_at_once(name):
     model, graph = graph_of(name)
-    inputs = images(200, seed=2).to(precision or torch.float32, memory_format=torch.channels_last)
+    inputs = images(200, seed=2).to(memory_format=torch.channels_last)
     found = []
-    for joined in (1, 2, 4):
-        network = InferenceNetwork(model, graph, images(8), precision)
-        network.prune(random_keep(graph, 1), portions(inputs, 64, joined), part=64)
+    for size in (64, 128, 256):
+        network = InferenceNetwork(model, graph, images(8))
+        network.prune(random_keep(graph, 1), portions(inputs, size))
         found.append(network.statistics())
-    assert all(torch.equal(one[name], found[0][name]) for one in found[1:] for name in found[0])
+    for one in found[1:]:
+        torch.testing.assert_close(one, found[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(params=[None, torch.bfloat16], ids=["fp32", "bf16"])
