@@ -75,7 +75,7 @@ def recalibrated(
     tensors = {} if corrected is None else corrected.tensors
     images = calibration.inputs[: calibration.recalibration_images]
     with reproducibly(), torch.no_grad():
-        network = InferenceNetwork(model, graph, calibration.inputs[:EXAMPLES])
+        network = InferenceNetwork(model, graph, calibration.inputs[:EXAMPLES], fuse=False)
         network.prune(keep, portions(images, calibration.batch_size), tensors)
         smaller = PrunedNetwork(model, graph).extract(keep, tensors)
         smaller.load_state_dict(network.statistics(), strict=False)

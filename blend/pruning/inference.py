@@ -36,14 +36,16 @@ class InferenceNetwork:
         example: Inputs, some tens at best.
         precision: What layers compute in; BatchNorm statistics and folding stay in the network's own. None for the
             network's own everywhere.
+        fuse: Whether to try out fused convolutions; they pay where more than a few networks are run.
 
     Attributes:
         bytes_per_image: What the largest input of a BatchNorm takes for one image; 0 if that is not known.
     """
 
     def __init__(
-        self, model: nn.Module, graph: ChannelGraph, example: Tensor, precision: torch.dtype | None = None
-    ) -> None:
+        self, model: nn.Module, graph: ChannelGraph, example: Tensor, precision: torch.dtype | None = None,
+        *, fuse: bool = True,
+    ) -> None:  # fmt: skip
         self.network = PrunedNetwork(model, graph)
         self.precision: torch.dtype | None = None
         self._cast = _castable(self.network.shell)
@@ -57,8 +59,8 @@ class InferenceNetwork:
             expected = _plain_outputs(PrunedNetwork(model, graph), example)
             if self._agrees(expected, example):
                 self.bytes_per_image = max(norm.largest for norm in self._norms.values()) / len(example)
-                if example.is_cpu:
-                    self._fuse(expected, example, precision)
+                if fuse and example.is_cpu:
+                    self._fuse(example, precision)
             else:
                 self.network = PrunedNetwork(model, graph)
                 self._forward = self.network.shell
@@ -111,16 +113,17 @@ class InferenceNetwork:
             if key in ("running_mean", "running_var")
         }
 
-    def _fuse(self, expected: Tensor, example: Tensor, precision: torch.dtype | None) -> None:
-        """Has convolutions do what follows them, too, where the network and the processor stand it."""
+    def _fuse(self, example: Tensor, precision: torch.dtype | None) -> None:
+        """Has convolutions do what follows them, too, where the network and the processor stand it.
+
+        That is tried out on a pruned network, as what is traced may hold sizes of the unpruned one.
+        """
         halved = np.concatenate([np.arange(group.size) <= group.size // 2 for group in self.network.graph.groups])
         of_half = self._outputs(example, halved)
         try:
             with redirect_stderr(StringIO()):  # in which torch.fx says more about an error
                 self._forward = fused(self.network.shell, [(layer, norm) for layer, norm, _ in self._folds])
-                stands_it = self._agrees(expected, example)
-                # What has been traced may hold sizes of the unpruned network.
-                stands_it &= of_half is not None and self._agrees(of_half, example, halved)
+                stands_it = of_half is not None and self._agrees(of_half, example, halved)
                 self.precision = precision
                 cast = precision is not None and example.is_floating_point()
                 stands_it &= self._outputs(example.to(precision) if cast else example) is not None
