@@ -37,8 +37,9 @@ class GreedySearch(AskTell):
 
     The first sweep tries in every block, one block after the other, the values that the initial genomes have there,
     and keeps the best: if they are single criteria, that is the best criterion per group. Later sweeps try, gene by
-    gene, every alternative of a choice and a step to either side of a real; a sweep without any gain halves the step.
-    What is known is passed over. When there is nothing left to try, the best is mutated.
+    gene, every alternative of a choice and a step to either side of a real; a sweep without any gain halves the step,
+    down to a sixteenth, after which it is whole again. What is known is passed over. When there is nothing left to try,
+    the best is mutated.
 
     It is deterministic but for the order of the blocks, which is drawn anew for each sweep.
 
@@ -81,8 +82,9 @@ class GreedySearch(AskTell):
             fresh: list[list[float]] = []
             index = place.move
             while index < len(moves) and len(fresh) < count:
-                if not is_known(moves[index]):
-                    fresh.append(moves[index])
+                move = moves[index]
+                if move != self._survivors[0] and move not in fresh and not is_known(move):
+                    fresh.append(move)
                 index += 1
             ended = index >= len(moves)
             place = replace(place, position=place.position + ended, move=0 if ended else index)
@@ -103,18 +105,15 @@ class GreedySearch(AskTell):
         return place.step if self._survivors[0].value > place.best else place.step / 2
 
     def _moves(self, block: int, step: float) -> list[list[float]]:
-        """Return the best genome with other values in one block, each different from it and from the others."""
+        """Return the best genome with other values in one block; as many in the same order, whatever is best."""
         best, part = list(self._survivors[0]), self.space.slices[block]
         if step == 0.0:
-            changed = [best[: part.start] + genome[part] + best[part.stop :] for genome in self.initial]
-        else:
-            changed = [
-                [*best[:index], value, *best[index + 1 :]]
-                for index in range(part.start, part.stop)
-                for value in self._neighbours(index, best[index], step)
-            ]
-        unique = dict.fromkeys(map(tuple, changed))
-        return [list(genome) for genome in unique if list(genome) != best]
+            return [best[: part.start] + genome[part] + best[part.stop :] for genome in self.initial]
+        return [
+            [*best[:index], value, *best[index + 1 :]]
+            for index in range(part.start, part.stop)
+            for value in self._neighbours(index, best[index], step)
+        ]
 
     def _neighbours(self, index: int, value: float, step: float) -> list[float]:
         gene = self.space.genes[index]

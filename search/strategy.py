@@ -138,7 +138,9 @@ class AskTell(ABC):
         return [list(genome) for genome in self._pending]
 
     def _last_survivor(self) -> list[float] | None:
-        return list(self._survivors[-1]) if len(self._survivors) == self.elite else None
+        """Return the one that the next survivor displaces; with two of a fitness, any new fitness displaces one."""
+        values = {survivor.value for survivor in self._survivors}
+        return list(self._survivors[-1]) if len(values) == self.elite else None
 
     def _next(self, is_known: IsKnown, limit: int | None) -> list[list[float]]:
         first = [] if self._generation else [list(genome) for genome in self.initial[:limit]]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
+
+from scipy.special import stdtr
 
 RISK = 0.01
 """Probability, at each look, that a candidate is given up which all the data would have put above the rival."""
@@ -17,8 +18,8 @@ def is_hopeless(candidate: Sequence[float], rival: Sequence[float], sizes: Seque
 
     Both were judged on the same examples, so their differences are looked at, which vary much less than the values.
     The examples not seen yet are as good as drawn from the same population as those seen: with mean difference d and
-    variance s² of n examples seen out of N, the mean difference over all is about normal with mean d and variance
-    s² · (1/n − 1/N).
+    variance s² of n examples seen out of N, the mean difference over all lies around d with variance s² · (1/n − 1/N).
+    As s² is that of k chunks only, the deviation follows a t-distribution of k − 1 degrees of freedom.
 
     Args:
         candidate: Mean values (higher is better) of chunks of the data, as far as they have been seen.
@@ -35,7 +36,7 @@ def is_hopeless(candidate: Sequence[float], rival: Sequence[float], sizes: Seque
         return False
     spread = math.fsum(n * (d - mean) ** 2 for d, n in zip(differences, sizes, strict=False)) / (len(differences) - 1)
     deviation = math.sqrt(spread * (1 / seen - 1 / total))
-    return deviation == 0 or NormalDist().cdf(mean / deviation) < risk
+    return deviation == 0 or bool(stdtr(len(differences) - 1, mean / deviation) < risk)
 
 
 def estimate(candidate: Sequence[float], rival: Sequence[float], sizes: Sequence[int]) -> float:

@@ -1,3 +1,5 @@
+import pytest
+
 from search import Choice, Real, Space
 from search.greedy import GreedySearch
 
@@ -54,3 +56,21 @@ def test_a_generation_never_spans_two_blocks_nor_is_larger_than_the_population()
         changed = {index // 2 for genome in genomes for index in range(6) if genome[index] != best[index]}
         assert len(changed) == 1
         assert len(genomes) <= 2
+
+
+@pytest.mark.parametrize("population", [1, 2, 3, 16])
+def test_a_gain_amid_a_block_loses_none_of_the_alternatives_behind_it(population):
+    space = Space(((Real(0.0, 10.0, 1.0),),) * 2)
+    strategy = GreedySearch(space, population=population, seed=0, initial=[[float(i), float(i)] for i in range(6)])
+    tried = set()
+
+    def worth(genome):
+        first, second = genome
+        return {4.0: 10.0}.get(first, 0.0) + {2.0: 9.0, 0.0: 5.0, 4.0: 4.0, 3.0: 2.0, 1.0: 1.0}.get(second, -9.0)
+
+    while strategy.state_dict()["place"] is None or strategy.state_dict()["place"]["step"] == 0.0:
+        genomes = strategy.ask(is_known=lambda genome: tuple(genome) in tried)
+        assert len({tuple(genome) for genome in genomes}) == len(genomes)
+        tried |= {tuple(genome) for genome in genomes}
+        strategy.tell(genomes, [worth(genome) for genome in genomes])
+    assert strategy.best == ([4.0, 2.0], 19.0)

@@ -261,6 +261,16 @@ def test_giving_up_what_falls_short_of_the_rival_changes_nothing(kind):
     assert all(e.fitness < early[0].best[1] for e in given_up)
 
 
+def test_with_two_survivors_of_a_fitness_there_is_no_rival():
+    strategy = new_strategy("ga")
+    strategy.tell(strategy.ask(), [0.5, 0.5, 0.4, *(-float(n) for n in range(len(strategy.ask()) - 3))])
+    strategy.tell(genomes := strategy.ask(), [0.25] * len(genomes))
+    assert strategy.rival is not None
+    strategy = new_strategy("ga")
+    strategy.tell(strategy.ask(), [0.5, 0.5] + [0.25] * (len(strategy.ask()) - 2))
+    assert strategy.rival is None
+
+
 @pytest.mark.parametrize("kind", ["aging", "cma"])
 def test_where_every_proposal_matters_there_is_no_rival(kind):
     early = run(evaluations=60, strategy=new_strategy(kind), against=raced)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from blend.evaluation.racing import RISK, estimate, is_hopeless, weighted_mean
+from blend.evaluation.racing import LEAST, RISK, estimate, is_hopeless, weighted_mean
 
 SIZES = (16,) * 30 + (20,)
 
@@ -36,6 +36,14 @@ def test_what_is_better_on_all_data_is_rarely_given_up():
     assert better > 500
     # Seven looks of one risk each, which are strongly correlated.
     assert 0 < wrong / better < 7 * RISK
+
+
+@pytest.mark.parametrize("looked_at", [LEAST, 8, 16])
+def test_a_single_look_has_the_risk_that_it_says(looked_at):
+    random = np.random.default_rng(0)
+    sizes, rival = (16,) * 2000, np.zeros(2000)
+    wrong = sum(is_hopeless(random.normal(0, 1, looked_at), rival, sizes) for _ in range(20_000))
+    assert wrong / 20_000 == pytest.approx(RISK, rel=0.25)  # about as often below as above on all that comes after
 
 
 def test_what_is_better_on_all_data_has_a_better_estimate_than_its_rival_if_not_given_up():
