@@ -123,7 +123,7 @@ class Problem:
         if self.config.reductions is None:
             return [b.genome for b in self.baselines if b.genome is not None]
         columns = ([(*b.genome, p.config.reduction) for b in p.baselines if b.genome is not None] for p in self.shown)
-        rows = zip_longest(*columns)  # a short search sees the best of them only, but at every reduction
+        rows = zip_longest(*columns)  # a short search sees the first of them only, but at every reduction
         return [genome for row in rows for genome in row if genome is not None]
 
     def at(self, reduction: float) -> Problem:

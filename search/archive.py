@@ -97,11 +97,6 @@ class Archive:
         """Return the evaluations of a phase, or all, in order."""
         return [evaluation for evaluation in self._all if phase in (None, evaluation.phase)]
 
-    @property
-    def unique(self) -> int:
-        """Number of different phenotypes that were really computed."""
-        return len({evaluation.phenotype for evaluation in self._all if not evaluation.cached})
-
     def best(self, phase: str | None = None) -> Evaluation | None:
         """Return the fittest evaluation of a phase, or of all: the first among equals, None if none succeeded."""
         succeeded = (evaluation for evaluation in self.history(phase) if evaluation.error is None)

@@ -226,10 +226,18 @@ def _result(outcome: tuple[Answer, float] | Failure) -> _Result:
     answer, seconds = outcome
     if not isinstance(answer, dict) or not isinstance(answer.get("fitness"), Real):
         return _Result(WORST_FITNESS, {}, seconds, f'answer must be a dict with a number "fitness", got {answer!r}')
-    fitness = float(answer["fitness"])
-    if not math.isfinite(fitness):
-        return _Result(WORST_FITNESS, answer, seconds, f"fitness must be finite, got {fitness}")
-    return _Result(fitness, answer, seconds, None)
+    for name, value in answer.items():
+        if not _is_finite(value):
+            about = {name: value if _is_finite(value) else str(value) for name, value in answer.items()}
+            return _Result(WORST_FITNESS, about, seconds, f"{name} must be finite, got {value}")
+    return _Result(float(answer["fitness"]), answer, seconds, None)
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether all numbers among a value of an answer are."""
+    if isinstance(value, list):
+        return all(map(_is_finite, value))
+    return not isinstance(value, Real) or math.isfinite(value)
 
 
 def _report(on_evaluation: OnEvaluation, phase: str, done: int, total: int, result: _Result) -> None:
@@ -270,10 +278,14 @@ def _batch(
 
 
 def _check_alive(archive: Archive, phase: str, batch: list[Evaluation]) -> None:
-    """Raise if nothing works any more; a generation cut to one evaluation may fail if others succeeded before."""
+    """Raise if nothing works any more.
+
+    Once others have succeeded, a generation of one evaluation may fail, and so may one with an answer that is not
+    finite: whatever worked it out works.
+    """
     if any(evaluation.error is None for evaluation in batch):
         return
-    if len(batch) > 1 or archive.best(phase) is None:
+    if archive.best(phase) is None or not (len(batch) == 1 or any(evaluation.details for evaluation in batch)):
         raise SearchError(
             f"at least one evaluation of a generation must succeed, but all {len(batch)} of generation "
             f"{batch[0].generation} of phase {phase!r} failed; the first: {batch[0].error}"

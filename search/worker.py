@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing import resource_tracker
@@ -73,12 +73,14 @@ class Worker:
     def submit(self, function: Callable[[Any], Any], item: Any) -> Future[Answer]:
         """Run a function on an item; the future breaks (see `died`) if the process ends meanwhile."""
         if self._pool is not None:
-            try:
+            with suppress(BrokenProcessPool):  # it died while idle
                 return self._pool.submit(guarded, function, item)  # type: ignore[no-any-return]
-            except BrokenProcessPool:  # it died while idle
-                self.end()
+        self.end()
         with _signals_waiting():
-            self._pool = self._new_pool()
+            try:
+                self._pool = self._new_pool()
+            except BrokenPipeError:  # loky's tracker of semaphores was killed as it started
+                self._pool = self._new_pool()
             return self._pool.submit(guarded, function, item)  # type: ignore[no-any-return]
 
     def end(self) -> None:

@@ -26,9 +26,10 @@ from criteria.graph import ChannelGraph, Keep
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-_EXAMPLES = 32  # on which it is tried whether a network can be folded
 _HALF = b"\x01"
 _CHUNK = 16  # examples whose mean counts as one observation when candidates are compared
+EXAMPLES = 32
+"""Calibration inputs on which it is tried whether a network can be folded."""
 JOINED = 4
 """Batches that go through the network as one, if their maps are not too large."""
 MAX_JOINED_BYTES = 2**28
@@ -93,7 +94,7 @@ class Judge:
         self.device = own_device(settings.device)
         with reproducibly():
             network = _fast_layout(placed(model, self.device), calibration)
-            example = calibration[:_EXAMPLES].to(self.device)
+            example = calibration[:EXAMPLES].to(self.device)
             self.network = InferenceNetwork(network, graph, example, settings.precision)
         absorbed = absorbed_means(graph) if settings.recalibration_images else frozenset()
         self.compensation = Compensation(model, known, absorbed)

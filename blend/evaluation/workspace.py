@@ -17,7 +17,7 @@ from torch import Tensor
 
 from blend.compensation.consumer_inputs import Reading, rejoined, statistics_only
 from blend.device import kept_on
-from blend.evaluation.judge import Judge, Settings, unpack
+from blend.evaluation.judge import EXAMPLES, Judge, Settings, unpack
 from blend.task import Split, Splits, Task, task_function
 from criteria.graph import ChannelGraph
 
@@ -45,7 +45,7 @@ class Workspace:
         """Puts down everything that :meth:`judge` needs."""
         folder = Path(self.folder)
         folder.mkdir(parents=True, exist_ok=True)
-        calibration = splits.calibration.inputs[: max(settings.recalibration_images, 1)]
+        calibration = splits.calibration.inputs[: max(settings.recalibration_images, EXAMPLES)]
         # Judging may end early, so that what comes first must be as good as drawn at random.
         mixed = torch.randperm(len(splits.heldout), generator=torch.Generator().manual_seed(0))
         for name, tensor in {

@@ -70,8 +70,7 @@ def start(config: SearchConfig, folder: Path) -> Run:
         _ = problem.consumer_inputs  # gathered, or refused, before there is a folder
         run = Run.create(folder, config)
         with run.writing():
-            problem.table.save(run.folder / SCORES)
-            run.commit({"status": "running", "identity": problem.identity, "unpruned_cost": problem.cost.full})
+            _keep_scores(run, problem)
             _Execution(run, problem, executor).go()
     return run
 
@@ -94,13 +93,23 @@ def resume(run: Run, **elsewhere: Any) -> Run:
     if not Path(config.directory).is_dir():
         raise InputError(f"run '{run.name}' cannot go on: '{config.directory}', where it was started, is gone")
     with here.writing(), chdir(config.directory), open_executor(config) as executor:
-        problem = prepare(config, here.folder / SCORES)
-        for what, digest in problem.identity.items():
-            if here.get("identity")[what] != digest:
-                raise InputError(f"run '{run.name}' cannot go on: the task's {what} is not what the run began with")
+        if (identity := here.get("identity")) is None:  # it ended before its scores were whole
+            problem = prepare(config)
+            _keep_scores(here, problem)
+        else:
+            problem = prepare(config, here.folder / SCORES)
+            for what, digest in problem.identity.items():
+                if identity[what] != digest:
+                    raise InputError(f"run '{run.name}' cannot go on: the task's {what} is not what the run began with")
         here.commit({"status": "running", "error": None})
         _Execution(here, problem, executor).go()
     return run
+
+
+def _keep_scores(run: Run, problem: Problem) -> None:
+    """Puts down what is searched among: the scores, and then that they are whole, and what they are of."""
+    problem.table.save(run.folder / SCORES)
+    run.commit({"status": "running", "identity": problem.identity, "unpruned_cost": problem.cost.full})
 
 
 class _Execution:
@@ -214,15 +223,32 @@ class _Execution:
             self.run.commit({**chosen, **self._clock()})
 
     def _final(self, phase: str, executor: Executor, interruption: Interruption) -> None:
-        """Judges the best of a search in full precision: only that is compared. What is known is not judged again."""
+        """Judges the best of a search in full precision: only that is compared. What is known is not judged again.
+
+        The best baseline that the search could begin with is among it, so that nothing is lost to half precision, nor
+        to a budget that did not reach as far.
+        """
         if self.archive.history(FINAL[phase]):
             return
         interruption.check()
         history = self.archive.history(phase)
-        best = {e.phenotype: e for r in self.config.shown for e in finalists(reaching(history, r))}
-        exact = [in_full_precision(phenotype, len(self.problem.graph)) for phenotype in best]
-        genomes = [e.genome for e in best.values()]
-        self._keep(evaluate_all(self.evaluate, self.archive, executor, exact, phase=FINAL[phase], genomes=genomes))
+        best = [e for r in self.config.shown for e in finalists(reaching(history, r))]
+        genomes = {in_full_precision(e.phenotype, len(self.problem.graph)): e.genome for e in best}
+        for phenotype, genome in self._best_seeds().items() if phase == SEARCH else ():
+            genomes.setdefault(phenotype, genome)
+        self._keep(
+            evaluate_all(
+                self.evaluate, self.archive, executor, list(genomes), phase=FINAL[phase], genomes=list(genomes.values())
+            )
+        )
+
+    def _best_seeds(self) -> dict[bytes, Sequence[float] | None]:
+        """The fittest baseline that is a genome, at each reduction that is compared; by phenotype in full precision."""
+        objective = self._objective(self.problem.genomes)
+        seeds = {in_full_precision(objective.phenotype(s), len(self.problem.graph)): s for s in self.problem.seeds}
+        judged = [evaluation for phenotype in seeds if (evaluation := self.archive.get(phenotype)) is not None]
+        fittest = [e for r in self.config.shown for e in finalists(reaching(judged, r))[:1]]
+        return {e.phenotype: seeds[e.phenotype] for e in fittest}
 
     def _clock(self) -> dict[str, Any]:
         """Seconds that the run has taken up to now, those of earlier processes included."""

@@ -94,7 +94,7 @@ class Phase:
     def _stagnates(self) -> bool:
         """Whether patience with a front is at its end; the control gets as many evaluations in any case."""
         before = None if self.config.patience is None else self.volumes[: -self.config.patience]
-        return bool(self.name == SEARCH and before and self.volumes[-1] < (1.0 + GAIN) * before[-1])
+        return bool(self.name == SEARCH and before and self.volumes[-1] <= (1.0 + GAIN) * before[-1])
 
     def _seconds(self) -> float:
         """Of all processes that have worked on it."""

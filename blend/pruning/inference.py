@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from blend.pruning.fusion import fused
 from blend.pruning.norms import Norm, recalibrate_together
-from blend.pruning.slicing import TOLERANCES, PrunedNetwork, recalibrate
+from blend.pruning.slicing import FORWARD_ERRORS, TOLERANCES, PrunedNetwork, raise_if_out_of_memory, recalibrate
 from criteria.graph import ChannelGraph, Keep
 from criteria.layers import BATCH_NORM, is_transposed
 
@@ -127,7 +127,8 @@ class InferenceNetwork:
                 self.precision = precision
                 cast = precision is not None and example.is_floating_point()
                 stands_it &= self._outputs(example.to(precision) if cast else example) is not None
-        except Exception:  # noqa: BLE001 - a forward may raise anything when it is traced, and is run as it is then
+        except Exception as error:  # noqa: BLE001 - a forward may raise anything when traced, and is run as it is then
+            raise_if_out_of_memory(error)
             stands_it = False
         if not stands_it:
             self._forward = self.network.shell
@@ -146,7 +147,8 @@ class InferenceNetwork:
         try:
             with torch.no_grad():
                 outputs: Tensor = self.prune(keep, batches)(example)
-        except (AttributeError, TypeError, RuntimeError):  # its forward reads attributes of a BatchNorm, or branches
+        except FORWARD_ERRORS as error:  # its forward reads attributes of a BatchNorm, or branches
+            raise_if_out_of_memory(error)
             return None
         return outputs
 

@@ -19,6 +19,9 @@ from criteria.layers import BATCH_NORM, refit, unit_of
 # Of a masked against a sliced network, relative to the largest output; rounding is ~1e-14, ~1e-6 and ~1e-2.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.03}
 
+FORWARD_ERRORS = (RuntimeError, LookupError, ValueError, TypeError, AttributeError, AssertionError, ArithmeticError)
+"""What a forward may raise that does not stand what was done to its network."""
+
 
 class PrunedNetwork:
     """One network that can become any of its pruned versions, again and again.
@@ -193,11 +196,18 @@ def _halves(graph: ChannelGraph, rng: np.random.Generator) -> Iterator[Keep]:
     yield np.concatenate([rng.permutation(part) for _, part in graph.split(first)])
 
 
+def raise_if_out_of_memory(error: Exception) -> None:
+    """Passes on what says nothing about a network: another time, or on another machine, there may be room."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "can't allocate memory" in str(error):
+        raise error
+
+
 def _disagreement(network: PrunedNetwork, keep: Keep, example_input: Tensor) -> float:
     masked = network.mask(keep)(example_input)
     try:
         sliced = network.prune(keep)(example_input)
-    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, AssertionError, ArithmeticError):
+    except FORWARD_ERRORS as error:
+        raise_if_out_of_memory(error)
         return float("inf")  # the slices do not even fit together: as wrong as can be
     if sliced.shape != masked.shape:
         return float("inf")

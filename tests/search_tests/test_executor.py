@@ -169,6 +169,13 @@ def test_a_worker_killed_while_idle_is_replaced(executor):
     assert dict(executor.run(toy.square, range(4))) == {i: i * i for i in range(4)}
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_tracker_of_semaphores_killed_when_it_starts_is_started_again():
+    script = Path(__file__).with_name("killed_tracker.py")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["0", "1", "4", "9"], done.stderr
+
+
 def test_without_retries_a_death_is_a_failure():
     with LocalExecutor(1, retries=0) as executor:
         assert isinstance(dict(executor.run(toy.die_at_three, [3]))[0], Failure)

@@ -71,6 +71,6 @@ def test_a_gain_amid_a_block_loses_none_of_the_alternatives_behind_it(population
     while strategy.state_dict()["place"] is None or strategy.state_dict()["place"]["step"] == 0.0:
         genomes = strategy.ask(is_known=lambda genome: tuple(genome) in tried)
         assert len({tuple(genome) for genome in genomes}) == len(genomes)
-        tried |= {tuple(genome) for genome in genomes}
+        tried.update(map(tuple, genomes))
         strategy.tell(genomes, [worth(genome) for genome in genomes])
     assert strategy.best == ([4.0, 2.0], 19.0)

@@ -15,6 +15,11 @@ def new_strategy(kind="ga"):
     return STRATEGIES[kind](SPACE, population=8, seed=1, initial=() if kind == "random" else INITIAL)
 
 
+def computed(archive):
+    """Number of evaluations that were not copied from earlier ones."""
+    return sum(not e.cached for e in archive)
+
+
 def run(evaluations=30, strategy=None, archive=None, executor=None, objective=None, **kwargs):
     strategy, archive = strategy or new_strategy(), Archive() if archive is None else archive
     ended = search(
@@ -51,9 +56,9 @@ def test_spends_the_budget_exactly_and_numbers_in_the_order_asked():
 def test_nothing_is_computed_twice():
     executor, archive = Inline(), Archive()
     run(40, executor=executor, archive=archive, objective=Sphere(digits=0))
-    assert len(executor.ran) == len(set(executor.ran)) == archive.unique
+    assert len(executor.ran) == len(set(executor.ran)) == computed(archive)
     run(40, RandomSearch(SPACE, population=8, seed=1), archive, executor, Sphere(digits=0), phase="random")
-    assert len(executor.ran) == len(set(executor.ran)) == archive.unique
+    assert len(executor.ran) == len(set(executor.ran)) == computed(archive)
     again = Inline()
     run(40, archive=Archive(replace(e, phase="old") for e in archive), executor=again, objective=Sphere(digits=0))
     assert not set(again.ran) & set(executor.ran)
@@ -167,6 +172,34 @@ def test_a_failed_phenotype_is_not_tried_again():
     assert len(executor.ran) == len(set(executor.ran))
 
 
+@pytest.mark.parametrize("kind", ["ga", "greedy", "random"])
+def test_a_generation_of_answers_that_are_not_finite_does_not_end_a_search_that_has_found_something(kind):
+    def first_only(phenotype):
+        return sphere(phenotype) if phenotype in found else {"fitness": math.nan}
+
+    objective, strategy = Sphere(first_only), new_strategy(kind)
+    found = {objective.phenotype(genome) for genome in strategy.ask()}
+    _, archive, ended = run(40, strategy=strategy, objective=objective)
+    assert ended == "evaluations"
+    assert {(e.error, e.fitness) for e in archive if e.generation > 0} == {
+        ("fitness must be finite, got nan", WORST_FITNESS)
+    }
+    assert strategy.best[1] == archive.best().fitness
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_no_other_number_of_an_answer_may_be_anything_but_finite(wrong):
+    def sometimes(phenotype):
+        return {**sphere(phenotype), "metric": wrong if unpack(phenotype)[1] < 0 else 1.0, "chunks": [0.5]}
+
+    with pytest.raises(SearchError, match=r"chunks must be finite, got \[0.5, "):
+        run(8, objective=Sphere(lambda phenotype: {**sphere(phenotype), "chunks": [0.5, wrong]}))
+    _, archive, _ = run(40, objective=Sphere(sometimes))
+    failed = [e for e in archive if e.error is not None]
+    assert 0 < len(failed) < len(archive)
+    assert {(e.error, e.details["metric"]) for e in failed} == {(f"metric must be finite, got {wrong}", str(wrong))}
+
+
 def test_when_everything_fails_nothing_is_kept_and_the_reason_is_raised():
     def fails(phenotype):
         raise OSError("disk full")
@@ -214,7 +247,7 @@ def test_a_space_that_is_exhausted_ends_it(kind):
 
     strategy, archive, ended = run(10_000, new_strategy(kind), objective=Coarse())
     assert ended == "exhausted"
-    assert archive.unique == 2
+    assert computed(archive) == 2
     found = max(e.generation for e in archive if not e.cached)
     assert strategy.generation - 1 - found == EXHAUSTED
 

@@ -230,6 +230,19 @@ def test_a_worker_process_gives_the_same_bits(tmp_path):
     assert answers[0][0]["loss"] == pytest.approx(direct.measure(keep, splits.heldout)[0], rel=1e-5)
 
 
+@pytest.mark.parametrize("images", [0, 1, 2])
+def test_a_batchnorm_of_one_value_an_image_needs_no_recalibration_images_to_be_loaded(tmp_path, images):
+    task = load_task(TASK, {"steps": "1"}, 0)
+    splits = Splits(*(materialise(data, "split") for data in (task.calibration, task.heldout, task.test)))
+    features = splits.heldout.inputs[0].numel()
+    layers = (nn.Flatten(), nn.Linear(features, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 4))
+    task.model = nn.Sequential(*layers).eval()
+    graph = ChannelGraph.build(task.model, task.example_input)
+    workspace = Workspace(str(tmp_path / "work"), TASK, token=f"of {images}")
+    workspace.write(task, graph, splits, Settings(recalibration_images=images))
+    assert math.isfinite(HeldoutEvaluation(workspace)(pack(random_keep(graph, 1)))["loss"])
+
+
 def test_a_new_writing_is_read_again(tmp_path):
     task = load_task(TASK, {"steps": "1"}, 0)
     splits = Splits(*(materialise(data, "split") for data in (task.calibration, task.heldout, task.test)))

@@ -237,6 +237,27 @@ VARIETIES = [
 
 
 @pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("left", ["nothing", "half of the scores", "scores that nobody knows to be whole"])
+def test_stopped_before_its_scores_are_kept_it_goes_on_all_the_same(undisturbed, tmp_path, left):
+    run = Run.create(tmp_path / "cut", config())
+    scores = (undisturbed.folder / SCORES).read_bytes()
+    if left != "nothing":
+        (run.folder / SCORES).write_bytes(scores[: len(scores) // 2] if "half" in left else scores)
+    assert resume(run).status == "finished"
+    assert_same(run, undisturbed)
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("evaluations", [1, 8])
+def test_the_best_baseline_wins_where_the_budget_did_not_reach_it(tmp_path, evaluations):
+    run = start(config(evaluations=evaluations, random_search=False), tmp_path / "short")
+    about = summary(run)
+    singles = [b["fitness"] for b in about["baselines"] if b["kind"] == "single"]
+    assert about["best"]["fitness"] >= max(singles)
+    assert len([e for e in run.evaluations() if e.phase == "search"]) == evaluations
+
+
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("changes", VARIETIES, ids=lambda changes: "-".join(map(str, changes.values())))
 def test_every_strategy_and_encoding(tmp_path, changes, monkeypatch):
     asked = config(**changes, evaluations=40, random_search=False)

@@ -85,6 +85,11 @@ class Whimsical(nn.Module):
         return self.head(self.body(self, x).relu().mean((2, 3)))
 
 
+def insisting(net, x):
+    assert isinstance(net.norm, nn.BatchNorm2d)
+    return net.norm(net.conv(x))
+
+
 def branching(net, x):
     return net.norm(net.conv(x) if x.mean() > 0 else net.norm(net.conv(x)))
 
@@ -96,8 +101,15 @@ def branching(net, x):
         lambda net, x: net.norm(net.conv(x)) * (1 + net.norm.eps),
         lambda net, x: net.norm(net.norm(net.conv(x)).relu()),
         branching,
+        insisting,
     ],
-    ids=["two readers", "attributes of BatchNorm", "BatchNorm passed twice", "depends on the inputs"],
+    ids=[
+        "two readers",
+        "attributes of BatchNorm",
+        "BatchNorm passed twice",
+        "depends on the inputs",
+        "insists on a BatchNorm",
+    ],
 )
 def test_a_network_that_cannot_be_folded_is_run_as_it_is(body):
     torch.manual_seed(0)
@@ -108,6 +120,25 @@ def test_a_network_that_cannot_be_folded_is_run_as_it_is(body):
     recalibrate(plain, [inputs])
     network = InferenceNetwork(model, graph, inputs)
     assert close(outputs_of(network.prune(keep, [inputs]), inputs), outputs_of(plain, inputs))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), torch.cuda.OutOfMemoryError("out"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+)
+@pytest.mark.parametrize("turn", [0, 1, 2, 3])
+def test_memory_that_is_short_for_a_moment_does_not_decide_how_a_network_is_run(monkeypatch, error, turn):
+    model, graph = graph_of("resnet20")
+    turns, recalibrated = iter(range(100)), inference.recalibrate_together
+
+    def short(*arguments):
+        if next(turns) == turn:
+            raise error
+        recalibrated(*arguments)
+
+    monkeypatch.setattr(inference, "recalibrate_together", short)
+    with pytest.raises(type(error)):
+        InferenceNetwork(model, graph, images(4)).prune(random_keep(graph, 1), [images(8)])
 
 
 def test_folding_leaves_nothing_of_batchnorm_to_do():
