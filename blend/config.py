@@ -302,5 +302,11 @@ def _first_problem(error: ValidationError) -> str:
             return f"{name} must be greater than {limits['gt']:g}, got {value}"
         case "greater_than_equal":
             return f"{name} must be at least {limits['ge']:g}, got {value}"
+        case "less_than":
+            return f"{name} must be less than {limits['lt']:g}, got {value}"
+        case "less_than_equal":
+            return f"{name} must be at most {limits['le']}, got {value}"
+        case "too_short":
+            return f"{name} must name at least {limits['min_length']}, got none"
         case _:
             return f"{name}: {problem['msg']}, got {value!r}"

@@ -47,6 +47,7 @@ class DaskExecutor(ClusterExecutor):
             raise SearchError("executor dask needs the package distributed: pip install distributed") from error
         self.address = address
         try:
+            self._distributed.comm.get_address_host_port(address)  # a client that refuses it would not go for a while
             self._client: Any = self._distributed.Client(address, timeout=CONNECT, set_as_default=False)
         except (OSError, ValueError) as error:
             rule, reason = "address must be that of a running dask scheduler", str(error).partition("\n")[0]
@@ -124,7 +125,8 @@ class DaskExecutor(ClusterExecutor):
                 time.sleep(TICK)
 
     def _cancel(self, handles: list[Any]) -> None:
-        self._client.cancel(handles, force=True)
+        if self._client.status == "running":
+            self._client.cancel(handles, force=True)
 
 
 class _Packed:

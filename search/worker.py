@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -24,6 +25,7 @@ _ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NU
 _ENVIRONMENT |= {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+_LINE = 300  # characters
 _SETTLING = 10  # answers after which a worker has loaded what it caches
 
 
@@ -115,9 +117,8 @@ def died(future: Future[Any]) -> bool:
 
 
 def failure(error: BaseException) -> Failure:
-    """One line about an exception."""
-    # The first line: loky's messages go on for several.
-    return Failure(f"{type(error).__name__}: {error}".partition("\n")[0])
+    """One line about an exception, not too long: some messages go on for pages."""
+    return Failure(textwrap.shorten(f"{type(error).__name__}: {error}", _LINE, placeholder=" …"))
 
 
 def guarded(function: Callable[[Any], Any], item: Any) -> Answer:

@@ -20,12 +20,12 @@ commands = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]})
 def list_runs(runs_dir: options.RunsDir = RUNS, as_json: options.Json = False) -> None:
     """List all runs, oldest first."""
     from blend.progress import console
-    from blend.report import runs_table, summary
+    from blend.report import runs_table, summaries
     from blend.runs import all_runs
 
-    runs = all_runs(runs_dir)
+    runs = summaries(all_runs(runs_dir))
     if as_json:
-        print_json([summary(run) for run in runs])
+        print_json(runs)
     elif runs:
         console().print(runs_table(runs))
     else:

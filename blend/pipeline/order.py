@@ -100,7 +100,7 @@ def resume(run: Run, **elsewhere: Any) -> Run:
             problem = prepare(config, here.folder / SCORES)
             for what, digest in problem.identity.items():
                 if identity[what] != digest:
-                    raise InputError(f"run '{run.name}' cannot go on: the task's {what} is not what the run began with")
+                    raise InputError(f"run '{run.name}' cannot go on: its task's {what} must be as at the start")
         here.commit({"status": "running", "error": None})
         _Execution(here, problem, executor).go()
     return run

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.table import Table
 
+from blend.errors import InputError
 from blend.limits import ending
 from blend.progress import console, say
 from blend.report.front import front_in_words, front_rows, front_table, hypervolumes
@@ -85,6 +86,8 @@ def print_result(run: Run) -> None:
         shown.print(front_in_words(about["hypervolume"]), soft_wrap=True)
     if records := course(run):
         shown.print(course_in_words(records), soft_wrap=True)
+    if about["margin"] is not None and about["status"] != "finished":
+        shown.print(f"{about['id']} is {about['status']}: its files are yet to be written.", soft_wrap=True)
     for path in about["artefacts"].values():
         shown.print(f"  {path}", soft_wrap=True)
 
@@ -155,16 +158,28 @@ def polish_in_words(polish: dict[str, Any] | None) -> str:
     )
 
 
-def runs_table(runs: list[Run]) -> Table:
-    """One line a run."""
+def summaries(runs: Iterable[Run]) -> list[dict[str, Any]]:
+    """Of all that can be read; the others are only told of."""
+    found = []
+    for run in runs:
+        try:
+            found.append(summary(run))
+        except InputError as error:
+            say(f"note: {error}")
+    return found
+
+
+def runs_table(runs: Iterable[dict[str, Any]]) -> Table:
+    """One line a run, of which the summary is given."""
+    from blend.config import task_title  # its library takes long to import
+
     table = Table(box=None, header_style="bold")
     for column in ("run", "task", "status", "reduction", "generation", "evaluations", "held-out", "test", "margin"):
         table.add_column(column, justify="left" if column in ("run", "task", "status") else "right")
-    for run in runs:
-        about = summary(run)
+    for about in runs:
         margin = about["margin"]
         table.add_row(
-            about["id"], run.config.title, about["status"],
+            about["id"], task_title(about["task"]), about["status"],
             ":".join(f"{share:g}" for share in about["reductions"] or (about["reduction"],)),
             f"{about['generation']}/{about['generations']}", str(about["evaluations"]),
             _number(about["best"]["heldout_metric"]), _number(about["best"]["test_metric"]),
@@ -197,11 +212,11 @@ def _comparison(run: Run, about: dict[str, Any]) -> Table:
 
 def _progress_in_words(about: dict[str, Any]) -> str:
     best = about["best"]
-    so_far = f"best held-out metric so far {best['heldout_metric']:.4f}" if best["heldout_metric"] is not None else ""
+    so_far = "" if best["heldout_metric"] is None else f"; best held-out metric so far {best['heldout_metric']:.4f}"
     reason = f": {about['error']}" if about["error"] else ""
     return (
         f"{about['id']} is {about['status']}{reason}. Generation {about['generation']} of {about['generations']}, "
-        f"{about['evaluations']} evaluations; {so_far}"
+        f"{about['evaluations']} evaluations{so_far}"
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from blend.errors import InputError, nearest
 from blend.progress import say
-from blend.runs.folder import CONFIG, Run
+from blend.runs.folder import CONFIG, DATABASE, Run
 
 
 def run_folder(runs_dir: Path, name: str) -> Path:
@@ -36,7 +36,7 @@ def find_run(runs_dir: Path, name: str) -> Path:
         InputError: If there is no such run, with the nearest names.
     """
     for folder in (runs_dir / name, Path(name)):
-        if (folder / CONFIG).is_file():
+        if any((folder / name).is_file() for name in (CONFIG, DATABASE)):
             return folder
     known = [run.name for run in all_runs(runs_dir)]
     raise InputError(f"no run '{name}' in '{runs_dir}'{nearest(name, known)}")
@@ -44,9 +44,10 @@ def find_run(runs_dir: Path, name: str) -> Path:
 
 def all_runs(runs_dir: Path) -> list[Run]:
     """Every run under a directory, oldest first; one that cannot be read is only told of."""
-    folders = [path.parent for path in runs_dir.glob(f"[!.]*/{CONFIG}")]  # drafts of runs being made are hidden
+    files = [path for name in (DATABASE, CONFIG) for path in runs_dir.glob(f"[!.]*/{name}")]  # drafts are hidden
+    times = {path.parent: path.stat().st_mtime for path in files}  # if it can be, of what is never changed
     runs = []
-    for folder in sorted(folders, key=lambda path: (path / CONFIG).stat().st_mtime):
+    for folder in sorted(times, key=lambda folder: times[folder]):
         try:
             runs.append(Run(folder))
         except InputError as error:

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blend.errors import BlendError, InputError, described
+from blend.errors import BlendError, InputError, described, first_problem
 from blend.progress import say
 from blend.runs.database import SCHEMA, Database
 from search.archive import Evaluation
@@ -22,6 +22,7 @@ from search.archive import Evaluation
 if TYPE_CHECKING:
     from blend.config import SearchConfig
 
+LITTLE = 2**26  # bytes left on a disk
 PATIENCE = 10  # times that a lock is tried
 ROUNDING = 1e-12  # SQLite reads numbers almost as Python writes them
 CONFIG, DATABASE, LOCK, STOP, WORK = "config.json", "run.db", "run.lock", "stop", "work"
@@ -48,11 +49,13 @@ class Run:
     """
 
     def __init__(self, folder: Path) -> None:
-        if not (folder / CONFIG).is_file() or not (folder / DATABASE).is_file():
-            raise InputError(f"'{folder}' is not a run folder: it has no {CONFIG} and {DATABASE}")
+        if missing := [name for name in (CONFIG, DATABASE) if not (folder / name).is_file()]:
+            raise InputError(f"'{folder}' is not a run folder: it has no {' and no '.join(missing)}")
         self.folder = folder
         with self._reading():
             self.database = Database(folder / DATABASE)
+        if self.database.version == 0:
+            raise InputError(f"the {DATABASE} of run '{self.name}' is empty; blend doctor {folder} says what to do")
         if self.database.version != SCHEMA:
             raise InputError(
                 f"run '{self.name}' has schema version {self.database.version}, this software reads version {SCHEMA}: "
@@ -94,7 +97,8 @@ class Run:
         try:
             return SearchConfig.model_validate_json((self.folder / CONFIG).read_text())
         except (OSError, ValueError) as error:
-            raise InputError(f"the {CONFIG} of run '{self.name}' cannot be read: {error}") from error
+            reason = error if isinstance(error, OSError | UnicodeDecodeError) else first_problem(error)
+            raise InputError(f"the {CONFIG} of run '{self.name}' cannot be read: {reason}") from error
 
     def get(self, key: str, default: Any = None) -> Any:
         """A stored document, or the default."""
@@ -197,7 +201,8 @@ class Run:
                 file.flush()
                 yield
             except OSError as error:
-                raise BlendError(f"run '{self.name}' cannot go on: {described(error)}; {self._what_now()}") from error
+                reason = f"{described(error)}{self._room()}"
+                raise BlendError(f"run '{self.name}' cannot go on: {reason}; {self._what_now()}") from error
             finally:
                 with suppress(OSError):
                     (self.folder / STOP).unlink(missing_ok=True)
@@ -208,7 +213,16 @@ class Run:
         text = (self.folder / LOCK).read_text().strip() if (self.folder / LOCK).exists() else ""
         return int(text) if text.isdigit() else None
 
+    def _room(self) -> str:
+        """Says so if there is hardly any: what numpy raises then does not name the disk."""
+        with suppress(OSError):
+            if (free := shutil.disk_usage(self.folder).free) < LITTLE:
+                return f" (its disk has {free / 1e6:.1f} MB left)"
+        return ""
+
     def _what_now(self) -> str:
+        if not self.folder.exists():
+            return f"if it was moved or unmounted, put it back, and go on with: blend resume {self.folder}"
         return f"nothing that was saved is lost; when that is mended, go on with: blend resume {self.folder}"
 
     @contextmanager

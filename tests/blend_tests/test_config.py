@@ -94,14 +94,14 @@ def test_it_never_changes():
         ("target", "much", "must be a number, metric=NUMBER or fitness=NUMBER"),
         ("patience", 0, "at least 1"),
         ("seed", -1, "at least 0"),
-        ("seed", MAX_SEED + 1, str(MAX_SEED)),
+        ("seed", MAX_SEED + 1, f"must be at most {MAX_SEED}"),
         ("workers", 0, "at least 1"),
         ("workers", 1.5, "a whole number"),
         ("executor", "moon", "'local'"),
         ("recalibration_images", -1, "at least 0"),
         ("batch_size", 0, "at least 1"),
         ("floor", -0.1, "at least 0"),
-        ("floor", 1.0, "less than 1"),
+        ("floor", 1.0, "must be less than 1"),
     ],
 )
 def test_errors_name_parameter_rule_and_value(name, value, rule):
@@ -112,6 +112,11 @@ def test_errors_name_parameter_rule_and_value(name, value, rule):
     assert rule in message
     assert re.search(rf"got '?{re.escape(str(value))}'?", message)
     assert "\n" not in message
+
+
+def test_no_criterion_at_all_is_refused():
+    with pytest.raises(InputError, match="^criteria must name at least 1, got none$"):
+        search_config(task="digits", criteria=())
 
 
 def test_a_criterion_that_is_named_twice_is_refused():

@@ -78,7 +78,11 @@ def test_an_exception_fails_its_item_only(executor):
 
 
 @pytest.mark.parametrize(
-    ("function", "reason"), [(toy.raises_unpicklable, "Unpicklable: 0 and 0"), (toy.leaves, "SystemExit: 3")]
+    ("function", "reason"),
+    [
+        (toy.raises_unpicklable, "Unpicklable: 0 and 0"), (toy.leaves, "SystemExit: 3"),
+        (toy.says_much, f"ValueError: first second{' word' * 54} …"),
+    ],
 )
 def test_odd_exceptions_are_failures_too(executor, function, reason):
     assert dict(executor.run(function, [0])) == {0: Failure(reason)}

@@ -104,6 +104,10 @@ def raises_unpicklable(item):
     raise Unpicklable(item, item)
 
 
+def says_much(item):
+    raise ValueError("first\nsecond\n" + "word " * 1000)
+
+
 def leaves(item):
     raise SystemExit(3)
 

@@ -127,7 +127,7 @@ class TestAFinishedFront:
         assert f"{records['search'][-1]:.4f} (random search: {records['random'][-1]:.4f})" in err
         assert "front: the front, macs of task_file:small removed" in err
         assert " volume " in err
-        assert list(runs_table([front]).columns[3].cells) == ["0.3:0.7"]
+        assert list(runs_table([summary(front)]).columns[3].cells) == ["0.3:0.7"]
 
     def test_every_export_reproduces_its_blend(self, front):
         task = load_task(TASK)

@@ -209,7 +209,7 @@ class TestResumeRefuses:
         (tmp_path / "task.py").write_text(source.replace("lr=0.1", "lr=0.05"))
         second = subprocess.run([*BLEND, "resume", "cut", "--runs-dir", tmp_path], capture_output=True, text=True)
         assert second.returncode == 2
-        assert "the task's weights is not what the run began with" in second.stderr
+        assert "its task's weights must be as at the start" in second.stderr
         assert history(Run(tmp_path / "cut")) == before
 
 

@@ -214,5 +214,5 @@ def test_a_changed_task_is_refused_and_the_run_is_left_as_it_was(tmp_path, chang
     (tmp_path / "task.py").write_text(source.replace(*change))
     second = subprocess.run([*BLEND, "resume", run.folder], capture_output=True, text=True)
     assert second.returncode == 2
-    assert "error: run 'it' cannot go on: the task's" in second.stderr
+    assert "error: run 'it' cannot go on: its task's" in second.stderr
     assert (history(run), run.status) == (before, "interrupted")

@@ -12,6 +12,7 @@ import blend.runs.folder
 from blend.config import search_config
 from blend.doctor.run_folder import examine_run
 from blend.errors import BlendError, InputError
+from blend.report import summaries
 from blend.runs import CONFIG, DATABASE, EXPORT, LOCK, STOP, WORK, Run, all_runs, check_free, open_run, run_folder
 from search import Evaluation
 
@@ -220,6 +221,9 @@ def test_runs_are_found_by_name_or_path_with_the_nearest_names(run, tmp_path):
     with pytest.raises(InputError, match=r"no run 'zzz' in '.*runs'$"):
         open_run(runs_dir, "zzz")
     assert all_runs(tmp_path / "nowhere") == []
+    (run.folder / CONFIG).unlink()
+    with pytest.raises(InputError, match=rf"'.*first' is not a run folder: it has no {CONFIG}"):
+        open_run(runs_dir, "first")
 
 
 def test_runs_are_listed_oldest_first_without_drafts(run):
@@ -233,12 +237,33 @@ def test_runs_are_listed_oldest_first_without_drafts(run):
     assert [found.name for found in all_runs(runs_dir)] == ["first", second.name]
 
 
-def test_a_run_that_cannot_be_read_does_not_hide_the_others(run, capsys):
+@pytest.mark.parametrize("lost", [CONFIG, DATABASE])
+def test_a_run_that_cannot_be_read_does_not_hide_the_others(run, capsys, lost):
     broken = Run.create(run.folder.parent / "broken", CONFIGURATION)
     broken.close()
-    (broken.folder / DATABASE).unlink()
+    (broken.folder / lost).unlink()
     assert [found.name for found in all_runs(run.folder.parent)] == ["first"]
-    assert "broken' is not a run folder" in capsys.readouterr().err
+    assert f"broken' is not a run folder: it has no {lost}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["config", "empty", "pages"])
+def test_nor_does_one_of_which_it_shows_later(run, capsys, damage):
+    broken = Run.create(run.folder.parent / "broken", CONFIGURATION)
+    broken.commit({"junk": "x" * 100_000})
+    broken.close()
+    path = broken.folder / (CONFIG if damage == "config" else DATABASE)
+    content = path.read_bytes()
+    left = {"config": b'{"a":', "empty": b"", "pages": content[:4096] + b"\xff" * (len(content) - 4096)}
+    path.write_bytes(left[damage])
+    reason = {
+        "config": "the config.json of run 'broken' cannot be read: document: Invalid JSON",
+        "empty": "the run.db of run 'broken' is empty; blend doctor",
+        "pages": "the run.db of run 'broken' cannot be read: database disk image is malformed",
+    }[damage]
+    assert [about["id"] for about in summaries(all_runs(run.folder.parent))] == ["first"]
+    said = capsys.readouterr().err
+    assert reason in said
+    assert "pydantic" not in said
 
 
 def test_artefacts(run):
