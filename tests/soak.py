@@ -116,6 +116,9 @@ def _disturb(driver: int, folder: Path, span: float, rng: random.Random, counts:
     while (left := [worker for worker in workers if _runs(worker)]) and time.monotonic() < deadline:
         time.sleep(0.01)
     counts["orphans"] += len(left)
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
+            print(f"orphan: {process.status()} {' '.join(process.cmdline())}", file=sys.stderr, flush=True)
 
 
 def _forked(config: SearchConfig, folder: Path, workers: int) -> int:

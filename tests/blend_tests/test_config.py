@@ -115,7 +115,7 @@ def test_errors_name_parameter_rule_and_value(name, value, rule):
 
 
 def test_no_criterion_at_all_is_refused():
-    with pytest.raises(InputError, match="^criteria must name at least 1, got none$"):
+    with pytest.raises(InputError, match=r"^criteria must name at least 1, got none$"):
         search_config(task="digits", criteria=())
 
 
