@@ -1,10 +1,12 @@
 """Scores of all criteria in all groups, and the normalisations that make them comparable."""
 
 import json
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,12 +89,19 @@ class ScoreTable:
 
     @classmethod
     def load(cls, path: str | Path) -> "ScoreTable":
-        """Read a table that `save` wrote; nothing in the file can run."""
-        with np.load(path, allow_pickle=False) as file:
-            header = json.loads(str(file["header"]))
-            table = cls(header["criteria"], header["groups"], {}, [Note(**note) for note in header["notes"]])
-            pairs = ((criterion, group) for criterion in table.criteria for group in table.groups)
-            table._scores = {pair: file[_key(table, *pair)] for pair in pairs if _key(table, *pair) in file}
+        """Read a table that `save` wrote; nothing in the file can run.
+
+        Raises:
+            CriterionError: It cannot be read.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                header = json.loads(str(file["header"]))
+                table = cls(header["criteria"], header["groups"], {}, [Note(**note) for note in header["notes"]])
+                pairs = ((criterion, group) for criterion in table.criteria for group in table.groups)
+                table._scores = {pair: file[_key(table, *pair)] for pair in pairs if _key(table, *pair) in file}
+        except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, BadZipFile, zlib.error) as error:
+            raise CriterionError(f"the scores in '{path}' cannot be read: {error or type(error).__name__}") from error
         return table
 
     def _header(self) -> dict[str, Any]:

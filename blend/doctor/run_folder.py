@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from blend.doctor.environment import Finding, Inapplicable, attempt
-from blend.runs import CONTROL, EXPORT, FINAL, POLISH, SEARCH, STOP, WORK, Run, export_at
+from blend.runs import CONTROL, EXPORT, FINAL, POLISH, SCORES, SEARCH, STOP, WORK, Run, export_at
 
 
 def examine_run(folder: Path) -> Iterator[Finding]:
@@ -28,6 +28,7 @@ def examine_run(folder: Path) -> Iterator[Finding]:
     found = [
         attempt(area, "database", lambda: _sound(run)),
         attempt(area, "history", lambda: _continuous(run)),
+        attempt(area, "scores", lambda: _loadable(run)),
         attempt(area, "export", lambda: _consistent(run)),
         attempt(area, "writer", lambda: _writer(run)),
         attempt(area, "leftovers", lambda: _leftovers(run)),
@@ -68,6 +69,15 @@ def _continuous(run: Run) -> str:
     failed = [evaluation for evaluation in evaluations if evaluation.error is not None]
     about = f"; the first: {failed[0].error}" if failed else ""
     return f"{len(evaluations)} evaluations without a gap, {len(failed)} of them failed{about}"
+
+
+def _loadable(run: Run) -> str:
+    from criteria import ScoreTable  # a library that takes long to import
+
+    if run.get("identity") is None:
+        raise Inapplicable("not kept yet")
+    table = ScoreTable.load(run.folder / SCORES)
+    return f"by {len(table.criteria)} criteria, in {len(table.groups)} groups"
 
 
 def _consistent(run: Run) -> str:

@@ -178,7 +178,7 @@ def test_a_saved_table_comes_back_bit_for_bit(tmp_path):
 def test_a_file_that_would_run_code_is_refused(tmp_path):
     with (tmp_path / "evil.npz").open("wb") as file:
         np.savez(file, header=np.array([{"criteria": []}], dtype=object))
-    with pytest.raises(ValueError, match="allow_pickle"):
+    with pytest.raises(CriterionError, match="allow_pickle"):
         ScoreTable.load(tmp_path / "evil.npz")
 
 

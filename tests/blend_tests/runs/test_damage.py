@@ -14,7 +14,7 @@ from blend.cli import run as command
 from blend.config import search_config
 from blend.errors import BlendError, InputError
 from blend.pipeline import resume, start
-from blend.runs import CONFIG, DATABASE, EXPORT, WORK, Run, open_run
+from blend.runs import CONFIG, DATABASE, EXPORT, SCORES, WORK, Run, open_run
 
 from ..pipeline.test_pipeline import BLEND, TASK, history
 from .test_runs import CONFIGURATION, evaluation, hold
@@ -152,6 +152,21 @@ class TestDamage:
         failed = [finding["reason"] for finding in report["findings"] if finding["outcome"] == "fail"]
         assert any(complaint in reason for reason in failed)
         assert "do not resume" in report["findings"][-1]["reason"]
+
+    @pytest.mark.parametrize("left", [None, 0, 0.1, 0.9])
+    def test_scores_that_cannot_be_read(self, copy, left, capsys):
+        scores = copy / SCORES
+        content = scores.read_bytes()
+        scores.unlink() if left is None else scores.write_bytes(content[: int(left * len(content))])
+        with sqlite3.connect(copy / DATABASE) as connection:
+            connection.execute("UPDATE documents SET value = '\"interrupted\"' WHERE key = 'status'")
+        code, said = refused(capsys, "resume", copy)
+        assert (code, f"the scores in '{scores}' cannot be read" in said) == (2, True)
+        assert command(["doctor", str(copy)]) == 3
+        assert "do not resume" in " ".join(capsys.readouterr().err.split())
+        scores.write_bytes(content)
+        assert command(["doctor", str(copy)]) == 0
+        assert resume(Run(copy)).status == "finished"
 
     def test_a_config_that_cannot_be_read(self, copy, capsys):
         (copy / CONFIG).write_text("{")
