@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from scipy.special import stdtr
-
 RISK = 0.01
 """Probability, at each look, that a candidate is given up which all the data would have put above the rival."""
 LEAST = 6
@@ -27,6 +25,8 @@ def is_hopeless(candidate: Sequence[float], rival: Sequence[float], sizes: Seque
         sizes: Examples in each chunk, for all chunks.
         risk: Accepted probability of the candidate being better after all.
     """
+    from scipy.special import stdtr  # takes a while, in every worker, and not all of them race
+
     seen, total = sum(sizes[: len(candidate)]), sum(sizes)
     if len(candidate) < LEAST or seen == total:
         return False
