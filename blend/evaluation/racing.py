@@ -11,7 +11,7 @@ LEAST = 6
 """Pairs of values before the first look: fewer say little about how much the differences vary."""
 
 
-def is_hopeless(candidate: Sequence[float], rival: Sequence[float], sizes: Sequence[int], risk: float = RISK) -> bool:
+def is_hopeless(candidate: Sequence[float], rival: Sequence[float], sizes: Sequence[int]) -> bool:
     """Whether a candidate, judged on part of the data, is below a rival that was judged on all.
 
     Both were judged on the same examples, so their differences are looked at, which vary much less than the values.
@@ -23,7 +23,6 @@ def is_hopeless(candidate: Sequence[float], rival: Sequence[float], sizes: Seque
         candidate: Mean values (higher is better) of chunks of the data, as far as they have been seen.
         rival: The same for all chunks.
         sizes: Examples in each chunk, for all chunks.
-        risk: Accepted probability of the candidate being better after all.
     """
     from scipy.special import stdtr  # takes a while, in every worker, and not all of them race
 
@@ -36,7 +35,7 @@ def is_hopeless(candidate: Sequence[float], rival: Sequence[float], sizes: Seque
         return False
     spread = math.fsum(n * (d - mean) ** 2 for d, n in zip(differences, sizes, strict=False)) / (len(differences) - 1)
     deviation = math.sqrt(spread * (1 / seen - 1 / total))
-    return deviation == 0 or bool(stdtr(len(differences) - 1, mean / deviation) < risk)
+    return deviation == 0 or bool(stdtr(len(differences) - 1, mean / deviation) < RISK)
 
 
 def estimate(candidate: Sequence[float], rival: Sequence[float], sizes: Sequence[int]) -> float:
