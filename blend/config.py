@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from blend.defaults import CPU, DEFAULT_CRITERIA
 from blend.errors import InputError, nearest
-from blend.limits import Target, reductions_around, reductions_of, seconds_of
+from blend.limits import Target, bytes_of, reductions_around, reductions_of, seconds_of
 
 MAX_SEED = 2**32 - 1
 QUOTED = r"'(.*?)'"
@@ -61,6 +61,7 @@ class SearchConfig(BaseModel):
     executor: Literal["local", "dask", "ray"] = "local"
     address: Annotated[str | None, Field(validate_default=True)] = None
     timeout: Annotated[float, Field(gt=0.0)] | None = None
+    cache_memory: int = 2**30
     directory: str = Field(default_factory=lambda: str(Path.cwd()))
     compensate: Literal["none", "channel", "patch"] = "none"
     recalibration_images: Annotated[int, Field(ge=0)] = 256
@@ -81,8 +82,13 @@ class SearchConfig(BaseModel):
         (low, high), middle = self.reductions, self.reduction
         return low, round((low + middle) / 2, 6), middle, round((middle + high) / 2, 6), high
 
+    @property
+    def cache_share(self) -> int:
+        """What each worker may keep, in bytes; how many a cluster has, nobody can tell."""
+        return self.cache_memory // (self.workers if self.executor == "local" else 1)
+
     def moved(self, **elsewhere: Any) -> SearchConfig:
-        """The same with other ``workers``, ``timeout``, ``executor`` or ``address``; what is None stays as it is.
+        """The same with other workers, in number or place, timeout or cache memory; what is None stays as it is.
 
         Raises:
             InputError: If that breaks a rule.
@@ -139,6 +145,11 @@ class SearchConfig(BaseModel):
     @classmethod
     def _in_seconds(cls, value: Any) -> Any:
         return None if value is None else seconds_of(value)
+
+    @field_validator("cache_memory", mode="before")
+    @classmethod
+    def _in_bytes(cls, value: Any) -> Any:
+        return bytes_of(value)
 
     @field_validator("target", mode="before")
     @classmethod

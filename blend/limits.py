@@ -1,4 +1,4 @@
-"""When a search ends, other than by its evaluations: as people write it, and as they read it."""
+"""Limits as people write them, and as they read them: when a search ends, and what it may take."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from search.archive import Evaluation
 from search.novelty import EXHAUSTED
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_BYTES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _PART = r"(\d+(?:\.\d+)?)([smhd])"
 QUANTITIES = ("metric", "fitness")
 NARROWEST = 0.01
@@ -38,6 +39,19 @@ def seconds_of(text: str | float) -> float:
     if not 0 < seconds < math.inf:
         raise ValueError(f"must be a duration like 90s, 45m, 2h or 1h30m, got '{text}'")
     return seconds
+
+
+
+def bytes_of(text: str | int) -> int:
+    """Bytes of a size like ``0``, ``512M`` or ``1.5G``, in powers of 1024.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([kmgt]?)(i?b)?", str(text).strip().lower())
+    if found is None:
+        raise ValueError(f"must be a size like 512M, 2G or 0, got '{text}'")
+    return int(float(found[1]) * _BYTES[found[2]])
 
 
 def reductions_of(text: str) -> tuple[float, float]:

@@ -17,6 +17,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 TICK = 1.0  # seconds between two looks at what runs
+GROWTH = 256 * 2**20  # bytes of resident memory that a worker may gain over twice its settled level
 
 
 class Executor(Protocol):
@@ -67,7 +68,7 @@ class LocalExecutor:
     """
 
     def __init__(
-        self, workers: int, retries: int = 2, timeout: float | None = None, growth: int = 256 * 2**20
+        self, workers: int, retries: int = 2, timeout: float | None = None, growth: int = GROWTH
     ) -> None:
         """Start nothing yet."""
         if workers < 1:

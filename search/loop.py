@@ -203,7 +203,7 @@ def _compute(
 ) -> dict[bytes, _Result]:
     """Evaluate each phenotype that is not in the archive once."""
     copies = Counter(phenotype for phenotype in phenotypes if phenotype not in archive)
-    new = list(copies)
+    new = sorted(copies)  # those that begin alike one after the other
     done = len(phenotypes) - copies.total()
     results: dict[bytes, _Result] = {}
     for index, outcome in executor.run(partial(_timed, evaluate), new):

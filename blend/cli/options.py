@@ -29,6 +29,18 @@ Timeout = Annotated[
         "default 100 times the median so far, at least 5 minutes.",
     ),
 ]
+CacheMemory = Annotated[
+    str,
+    typer.Option(
+        metavar="SIZE",
+        help="What the workers together (on a cluster, each of them) may keep of what the first layers of candidates "
+        "made, so that others that begin alike go on from there: like 512M, 2G, or 0 for nothing. Changes how long a "
+        "search takes, and nothing else; on CPUs only.",
+    ),
+]
+OtherCacheMemory = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="As for search, from now on; as before by default.")
+]
 Racing = Annotated[
     bool,
     typer.Option(

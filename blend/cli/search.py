@@ -54,6 +54,7 @@ def search(
     executor: options.Executor = "local",
     address: options.Address = None,
     timeout: options.Timeout = None,
+    cache_memory: options.CacheMemory = "1G",
     runs_dir: options.RunsDir = RUNS,
     name: options.Name = None,
     as_json: options.Json = False,
@@ -78,7 +79,7 @@ def search(
         precision=precision, random_search=random_search, compensate=compensate,
         recalibration_images=recalibration_images, batch_size=batch_size, floor=floor, ignore=tuple(ignore), seed=seed,
         workers=usual_workers(device) if workers is None else workers, executor=executor, address=address,
-        timeout=timeout, device=device,
+        timeout=timeout, device=device, cache_memory=cache_memory,
     )  # fmt: skip
     folder = run_folder(runs_dir, free_name(runs_dir, config) if name is None else name)
 
@@ -95,6 +96,7 @@ def resume(
     executor: options.OtherExecutor = None,
     address: options.Address = None,
     timeout: options.Timeout = None,
+    cache_memory: options.OtherCacheMemory = None,
     runs_dir: options.RunsDir = RUNS,
     as_json: options.Json = False,
 ) -> None:
@@ -109,7 +111,9 @@ def resume(
 
     found = open_run(runs_dir, run)
     found.check_resumable()
-    elsewhere = {"workers": workers, "timeout": timeout, "executor": executor, "address": address}
+    elsewhere = {
+        "workers": workers, "executor": executor, "address": address, "timeout": timeout, "cache_memory": cache_memory,
+    }  # fmt: skip
     found.config.moved(**elsewhere)
 
     with stopping_at_once(found.folder):

@@ -20,7 +20,7 @@ from blend.errors import InputError
 from blend.evaluation.workspace import Workspace
 from search.cargo import Cargo
 from search.errors import SearchError
-from search.executor import Executor, LocalExecutor
+from search.executor import GROWTH, Executor, LocalExecutor
 
 PREFIX = "blend-worker-"
 YOUNG = 60.0  # seconds in which a folder may not have been locked yet by whoever made it
@@ -34,7 +34,7 @@ def open_executor(config: SearchConfig) -> Executor:
         InputError: If they cannot be reached.
     """
     if config.executor == "local" or config.address is None:
-        executor = LocalExecutor(config.workers, timeout=config.timeout)
+        executor = LocalExecutor(config.workers, timeout=config.timeout, growth=GROWTH + config.cache_share)
         executor.start("blend.evaluation")
         return executor
     try:

@@ -21,6 +21,7 @@ from blend.device import own_device, placed
 from blend.evaluation.racing import estimate, is_hopeless, weighted_mean
 from blend.pruning import reproducibly
 from blend.pruning.inference import InferenceNetwork, portions
+from blend.pruning.prefixes import PrefixCache
 from blend.task import Split
 from criteria.graph import ChannelGraph, Keep
 
@@ -47,6 +48,7 @@ class Settings:
         batch_size: Images per forward pass; up to four times as many where their maps are small.
         precision: What layers compute in; None for the network's own.
         device: What networks run on, as torch calls it.
+        cache_memory: Bytes that a process may keep of what the first layers of candidates have made.
     """
 
     cost: str = "macs"
@@ -55,6 +57,7 @@ class Settings:
     batch_size: int = 64
     precision: torch.dtype | None = None
     device: str = CPU
+    cache_memory: int = 0
 
 
 def pack(keep: Keep, *, half: bool = False) -> bytes:
@@ -89,13 +92,13 @@ class Judge:
 
     def __init__(
         self, model: nn.Module, graph: ChannelGraph, loss: Loss, metric: Loss, calibration: Tensor, settings: Settings,
-        known: Sequence[Reading] = (),
+        known: Sequence[Reading] = (), cache: PrefixCache | None = None,
     ) -> None:  # fmt: skip
         self.device = own_device(settings.device)
         with reproducibly():
             network = _fast_layout(placed(model, self.device), calibration)
             example = calibration[:EXAMPLES].to(self.device)
-            self.network = InferenceNetwork(network, graph, example, settings.precision)
+            self.network = InferenceNetwork(network, graph, example, settings.precision, cache=cache)
         absorbed = absorbed_means(graph) if settings.recalibration_images else frozenset()
         self.compensation = Compensation(model, known, absorbed)
         self.settings = settings
@@ -175,7 +178,7 @@ class Judge:
         while done < len(split):
             count = min(self.joined, max(2, done // size // 2)) if racing else self.joined
             some = slice(done, done + count * size)
-            outputs = network(self._ready(split.inputs[some])).cpu()
+            outputs = network(self._ready(split.inputs[some]), (split.name, done, count)).cpu()
             outputs = outputs.float() if outputs.dtype is self.settings.precision else outputs
             yield from zip(torch.split(outputs, size), torch.split(split.targets[some], size), strict=True)
             done = some.stop

@@ -18,6 +18,7 @@ from torch import Tensor
 from blend.compensation.consumer_inputs import Reading, rejoined, statistics_only
 from blend.device import kept_on
 from blend.evaluation.judge import EXAMPLES, Judge, Settings, unpack
+from blend.pruning.prefixes import PrefixCache
 from blend.task import Split, Splits, Task, task_function
 from criteria.graph import ChannelGraph
 
@@ -115,7 +116,14 @@ def _load_judge(workspace: Workspace, half: bool) -> Judge:
     if half:
         settings = replace(settings, precision=torch.bfloat16)
     known = rejoined((reading, _loaded(workspace, f"moments-{number}")) for number, reading in enumerate(bare))
-    return Judge(model, graph, loss, metric, _loaded(workspace, "calibration"), settings, known)
+    cache = _prefix_cache(settings.cache_memory) if settings.cache_memory else None
+    return Judge(model, graph, loss, metric, _loaded(workspace, "calibration"), settings, known, cache)
+
+
+@lru_cache(maxsize=1)
+def _prefix_cache(limit: int) -> PrefixCache:
+    """That of all judges that this process has had: of what an earlier run leaves, the rest makes room."""
+    return PrefixCache(limit)
 
 
 @lru_cache(maxsize=2)

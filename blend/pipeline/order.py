@@ -82,7 +82,8 @@ def resume(run: Run, **elsewhere: Any) -> Run:
 
     Args:
         run: The run.
-        elsewhere: ``workers``, ``timeout``, ``executor`` and ``address`` that take the place of what it began with.
+        elsewhere: ``workers``, ``timeout``, ``cache_memory``, ``executor`` and ``address`` that take the place of what
+            it began with.
 
     Raises:
         InputError: If it is running or finished, the task is not what it was, or the workers cannot be reached.
@@ -154,7 +155,8 @@ class _Execution:
     def _write_workspace(self) -> None:
         config, problem = self.config, self.problem
         settings = Settings(
-            config.cost, config.fitness, config.recalibration_images, config.batch_size, device=config.device
+            config.cost, config.fitness, config.recalibration_images, config.batch_size, device=config.device,
+            cache_memory=config.cache_share,
         )
         self.workspace.write(problem.task, problem.graph, problem.splits, settings, problem.consumer_inputs)
 

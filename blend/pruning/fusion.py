@@ -86,7 +86,7 @@ def _clamp_numbers(values: Tensor, clamp: Range) -> Tensor:
     return values
 
 
-def fused(network: nn.Module, folds: Collection[tuple[nn.Module, Norm]]) -> nn.Module:
+def fused(network: nn.Module, folds: Collection[tuple[nn.Module, Norm]]) -> GraphModule:
     """A network as `torch.fx` traces it, made of the same layers, with as many fused convolutions as can be.
 
     Tracing loses what is no operation on tensors (contexts such as `torch.autocast`) and keeps numbers that the forward

@@ -6,14 +6,14 @@ Greenlets share a thread, and so what torch keeps for each thread. A forward tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import greenlet
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 _DEVICES = ("cpu", "cuda")
 
@@ -25,7 +25,7 @@ class HaltingPass:
         network: Calls `halt` on its way.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: Callable[[Any], object]) -> None:
         self._greenlet = greenlet.greenlet(network)
         self._modes = _Modes.found()
 
@@ -65,7 +65,7 @@ class HaltingPass:
 
 
 @contextmanager
-def halting_passes(network: nn.Module, batches: Sequence[Tensor]) -> Iterator[list[HaltingPass]]:
+def halting_passes(network: Callable[[Any], object], batches: Sequence[Tensor]) -> Iterator[list[HaltingPass]]:
     """As many passes as there are batches; those that are not through at the end are given up."""
     passes = [HaltingPass(network) for _ in batches]
     try:

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from blend.pruning.chain import Chain, chained
 from blend.pruning.fusion import fused
-from blend.pruning.norms import Norm, recalibrate_together
+from blend.pruning.norms import Norm
+from blend.pruning.prefixes import PrefixCache
 from blend.pruning.slicing import FORWARD_ERRORS, TOLERANCES, PrunedNetwork, raise_if_out_of_memory, recalibrate
 from criteria.graph import ChannelGraph, Keep
 from criteria.layers import BATCH_NORM, is_transposed
@@ -37,6 +39,8 @@ class InferenceNetwork:
         precision: What layers compute in; BatchNorm statistics and folding stay in the network's own. None for the
             network's own everywhere.
         fuse: Whether to try out fused convolutions; they pay where more than a few networks are run.
+        cache: Keeps what the first layers have made, where convolutions are fused. All that :meth:`prune` is given but
+            the channels must be the same each time then, or depend on the channels that a tensor holds alone.
 
     Attributes:
         bytes_per_image: What the largest input of a BatchNorm takes for one image; 0 if that is not known.
@@ -44,7 +48,7 @@ class InferenceNetwork:
 
     def __init__(
         self, model: nn.Module, graph: ChannelGraph, example: Tensor, precision: torch.dtype | None = None,
-        *, fuse: bool = True,
+        *, fuse: bool = True, cache: PrefixCache | None = None,
     ) -> None:  # fmt: skip
         self.network = PrunedNetwork(model, graph)
         self.precision: torch.dtype | None = None
@@ -52,7 +56,7 @@ class InferenceNetwork:
         self.bytes_per_image = 0.0
         self._norms = _replace_norms(self.network.shell)
         self._folds = [(layer, norm, layer.bias) for layer, norm in _foldable(self.network.shell, graph, self._norms)]
-        self._forward = self.network.shell
+        self._plain = self._fused = Chain([self.network.shell])
         for _, norm, _ in self._folds:
             norm.alone = True
         if self._norms:
@@ -60,18 +64,18 @@ class InferenceNetwork:
             if self._agrees(expected, example):
                 self.bytes_per_image = max(norm.largest for norm in self._norms.values()) / len(example)
                 if fuse and example.is_cpu:
-                    self._fuse(example, precision)
+                    self._fuse(example, precision, cache)
             else:
                 self.network = PrunedNetwork(model, graph)
-                self._forward = self.network.shell
-                self._cast = _castable(self._forward)
+                self._plain = self._fused = Chain([self.network.shell])
+                self._cast = _castable(self.network.shell)
                 self._norms, self._folds = {}, []
         self.precision = precision
 
     def prune(
         self, keep: Keep, images: Sequence[Tensor] = (), corrected: Mapping[str, Tensor] = MappingProxyType({}),
         *, fuse: bool = True,
-    ) -> nn.Module:  # fmt: skip
+    ) -> Chain:  # fmt: skip
         """Slices the network, re-estimates the statistics of its BatchNorms, and folds them.
 
         Args:
@@ -86,14 +90,15 @@ class InferenceNetwork:
         """
         for layer, norm, bias in self._folds:
             layer.bias, norm.folded = bias, False
-        network = self._forward if fuse else self.network.shell
+        network = self._fused if fuse else self._plain
         self.network.prune(keep, corrected)
         weights = [layer.weight.data for layer, _, _ in self._folds]
         if self.precision is not None:
             for parameter in (*self._cast, *self.network.added.values()):
                 parameter.data = parameter.data.to(self.precision)
+        network.begin(keep)
         if self._norms and sum(map(len, images)) * self.bytes_per_image <= MAX_ACTIVATION_BYTES:
-            recalibrate_together(network, images, self._norms.values())
+            network.recalibrate(images)
         else:
             recalibrate(network, images)
         for (layer, norm, _), weight in zip(self._folds, weights, strict=True):
@@ -113,7 +118,7 @@ class InferenceNetwork:
             if key in ("running_mean", "running_var")
         }
 
-    def _fuse(self, example: Tensor, precision: torch.dtype | None) -> None:
+    def _fuse(self, example: Tensor, precision: torch.dtype | None, cache: PrefixCache | None) -> None:
         """Has convolutions do what follows them, too, where the network and the processor stand it.
 
         That is tried out on a pruned network, as what is traced may hold sizes of the unpruned one.
@@ -122,7 +127,8 @@ class InferenceNetwork:
         of_half = self._outputs(example, halved)
         try:
             with redirect_stderr(StringIO()):  # in which torch.fx says more about an error
-                self._forward = fused(self.network.shell, [(layer, norm) for layer, norm, _ in self._folds])
+                traced = fused(self.network.shell, [(layer, norm) for layer, norm, _ in self._folds])
+                self._fused = chained(traced, self.network.shell, self.network.graph)
                 stands_it = of_half is not None and self._agrees(of_half, example, halved)
                 self.precision = precision
                 cast = precision is not None and example.is_floating_point()
@@ -130,8 +136,10 @@ class InferenceNetwork:
         except Exception as error:  # noqa: BLE001 - a forward may raise anything when traced, and is run as it is then
             raise_if_out_of_memory(error)
             stands_it = False
-        if not stands_it:
-            self._forward = self.network.shell
+        if stands_it:
+            self._fused.cache = cache
+        else:
+            self._fused = self._plain
 
     def _agrees(self, expected: Tensor, example: Tensor, keep: Keep | None = None) -> bool:
         """Whether outputs are those expected; of the unpruned network, unless a mask is given."""

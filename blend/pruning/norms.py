@@ -7,7 +7,7 @@ a greenlet of its own, which halts at every BatchNorm until the others have arri
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,9 @@ _FEW_CHANNELS, _PLACES = 64, 16
 
 
 @torch.no_grad()
-def recalibrate_together(network: nn.Module, batches: Sequence[Tensor], norms: Collection[Norm]) -> None:
+def recalibrate_together(
+    network: Callable[[Tensor], object], batches: Sequence[Tensor], norms: Collection[Norm]
+) -> None:
     """Gives BatchNorms the statistics of all inputs as if they were one batch, up to rounding.
 
     This is what a forward pass in training mode with a momentum of 1 does to BatchNorm; nothing else of the network is

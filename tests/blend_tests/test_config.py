@@ -63,6 +63,13 @@ def test_a_range_holds_its_middle():
         search_config(task="digits", reduction="0.3:0.7")
 
 
+@pytest.mark.parametrize(
+    ("where", "share"), [({"workers": 4}, 2**28), ({"workers": 4, "executor": "dask", "address": "tcp://a:1"}, 2**30)]
+)
+def test_workers_share_the_cache_memory_where_their_number_is_known(where, share):
+    assert search_config(task="digits", cache_memory="1G", **where).cache_share == share
+
+
 def test_it_never_changes():
     config = search_config(task="digits")
     with pytest.raises(ValidationError, match="frozen"):

@@ -1,7 +1,7 @@
 import pytest
 
 from blend.config import search_config
-from blend.limits import Target, duration, ending, reductions_around, reductions_of, seconds_of
+from blend.limits import Target, bytes_of, duration, ending, reductions_around, reductions_of, seconds_of
 from search.archive import Evaluation
 
 
@@ -21,6 +21,20 @@ def test_durations(text, seconds, again):
 def test_what_is_no_duration_is_refused(text):
     with pytest.raises(ValueError, match=f"must be a duration like 90s, 45m, 2h or 1h30m, got '{text}'"):
         seconds_of(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [(0, 0), ("0", 0), (1073741824, 2**30), ("512M", 2**29), ("1.5g", 3 * 2**29), ("2 GiB", 2**31), ("10kb", 10240)],
+)
+def test_sizes(text, size):
+    assert bytes_of(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1", "nan", "1x", "M", "1.G"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(ValueError, match=f"must be a size like 512M, 2G or 0, got '{text}'"):
+        bytes_of(text)
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,8 @@ def refused(capsys, *arguments):
         (["digits", "--clusters", "0"], "clusters must be a number of at least 1 or 'silhouette', got '0'"),
         (["digits", "--workers", "0"], "workers must be at least 1, got 0"),
         (["digits", "--timeout", "0"], "timeout must be greater than 0, got 0"),
+        (["digits", "--cache-memory", "much"], "cache_memory must be a size like 512M, 2G or 0, got 'much'"),
+        (["digits", "--cache-memory", "-1G"], "cache_memory must be a size like 512M, 2G or 0, got '-1G'"),
         (["digits", "--executor", "cloud"], "executor must be 'local', 'dask' or 'ray', got 'cloud'"),
         (["digits", "--executor", "dask"], "address must be given with executor dask, like tcp://host:8786"),
         (["digits", "--population", "3"], "population must be at least 4, got 3"),

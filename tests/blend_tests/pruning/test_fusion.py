@@ -29,9 +29,9 @@ def run(network, keep, inputs):
     """Outputs of the pruned and recalibrated network, fused and as it is without."""
     fused = network.prune(keep, inputs.split(8))
     outputs = outputs_of(fused, inputs)
-    network._forward = network.network.shell
+    network._fused = network._plain
     plain = outputs_of(network.prune(keep, inputs.split(8)), inputs)
-    network._forward = fused
+    network._fused = fused
     return outputs, plain
 
 
@@ -41,7 +41,7 @@ def test_all_that_can_be_is_fused(name, convolutions):
     network = InferenceNetwork(model, graph, images(8))
     outputs, plain = run(network, random_keep(graph, 1), images(16, seed=1))
     assert torch.equal(outputs, plain)
-    assert len(fused_in(network._forward)) == convolutions
+    assert len(fused_in(network._fused)) == convolutions
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))
@@ -78,7 +78,7 @@ def added(net, x):
 
 
 def with_hook(net, x, y):
-    if not net.relu6._forward_hooks:
+    if not net.relu6._fused_hooks:
         net.relu6.register_forward_hook(lambda module, inputs, outputs: outputs * 2)
     return net.relu6(y)
 
@@ -146,7 +146,7 @@ def test_forwards(name, precision, layout):
     inputs = images(16, seed=1).to(precision or torch.float32, memory_format=layout)
     before = inputs.clone()
     outputs, plain = run(network, keep, inputs)
-    assert len(fused_in(network._forward)) == convolutions
+    assert len(fused_in(network._fused)) == convolutions
     assert torch.equal(inputs, before)
     if precision is None:
         assert torch.equal(outputs, plain)
@@ -169,7 +169,7 @@ def prepared(model, precision=None, example=None):
 def test_kinds_of_convolutions(options, convolutions):
     network, keep = prepared(Block(lambda net, x, y: F.relu(y), **options).eval())
     outputs, plain = run(network, keep, images(16, seed=1))
-    assert len(fused_in(network._forward)) == convolutions
+    assert len(fused_in(network._fused)) == convolutions
     assert torch.equal(outputs, plain)
 
 
@@ -183,7 +183,7 @@ def test_sums_of_any_size(side, kept, groups, precision):
     keep[:] = np.arange(len(keep)) < kept
     inputs = images(16, side, seed=1).to(precision or torch.float32, memory_format=torch.channels_last)
     outputs, plain = run(network, keep, inputs)
-    assert len(fused_in(network._forward)) == 2
+    assert len(fused_in(network._fused)) == 2
     tolerance = 1e-5 if precision is None else 0.03
     assert torch.allclose(outputs, plain, rtol=tolerance, atol=tolerance)
 
@@ -192,18 +192,18 @@ def test_volumes():
     volumes = torch.randn(16, 3, 4, 6, 6, generator=torch.Generator().manual_seed(0))
     network, keep = prepared(Block(lambda net, x, y: net.relu(y + added(net, x)), dims=3).eval(), example=volumes[:8])
     outputs, plain = run(network, keep, volumes)
-    assert len(fused_in(network._forward)) == 1
+    assert len(fused_in(network._fused)) == 1
     assert torch.allclose(outputs, plain, rtol=1e-5, atol=1e-6)
 
 
 def test_what_is_in_double_precision_or_has_tensors_of_its_own_is_run_as_it_is():
     model = Block(lambda net, x, y: F.relu(y)).eval()
     double, _ = prepared(copy.deepcopy(model).double(), example=images(8).double())
-    assert fused_in(double._forward) == []
+    assert fused_in(double._fused) == []
     model.body = lambda net, x, y: F.relu(y) * net.factor
     model.factor = nn.Parameter(torch.ones(()))
     network, _ = prepared(model)
-    assert fused_in(network._forward) == []
+    assert fused_in(network._fused) == []
 
 
 class WithSizes(nn.Module):
@@ -226,7 +226,7 @@ def test_sizes_that_a_forward_reads_are_those_of_the_pruned_network(fusible, cap
     inputs = images(16, seed=1)
     outputs, plain = run(network, keep, inputs)
     assert torch.equal(outputs, plain)
-    assert fused_in(network._forward) == []
+    assert fused_in(network._fused) == []
     assert capsys.readouterr().err == ""
 
 
@@ -267,7 +267,7 @@ class Tokens(nn.Module):
 def test_whole_numbers_stay_what_they_are():
     tokens = torch.arange(292, 300).repeat(8, 1)
     network, keep = prepared(Tokens().eval(), torch.bfloat16, tokens)
-    assert len(fused_in(network._forward)) == 1
+    assert len(fused_in(network._fused)) == 1
     outputs, plain = run(network, keep, tokens)
     assert outputs.dtype == torch.bfloat16
     assert torch.allclose(outputs, plain, rtol=0.03, atol=0.03)

@@ -1,0 +1,155 @@
+"""Networks cut into parts, so that a candidate can begin behind those that it has in common with an earlier one.
+
+What a part makes of the same inputs depends on the channels that its layers and those before hold, and on nothing else.
+Begun with the very values that the earlier candidate had there, a pass gives the same bits as from the beginning.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Iterator, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+
+from blend.pruning.norms import Norm, recalibrate_together
+from blend.pruning.prefixes import PrefixCache, Snapshot
+from criteria.graph import ChannelGraph, Indices, Keep
+
+_RECALIBRATION = "recalibration"
+
+
+class Chain(nn.Module):
+    """A network in parts, from each of which a single value goes on to the next.
+
+    Args:
+        parts: Each is called with what the one before returns. No BatchNorm is in two of them.
+        channels: For each part, the channels of a graph that its tensors depend on; none where there is no cache.
+
+    Attributes:
+        cache: Keeps what parts make; None to begin at the beginning each time.
+    """
+
+    def __init__(self, parts: Sequence[nn.Module], channels: Sequence[Indices] = ()) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.cache: PrefixCache | None = None
+        self._channels = channels
+        self._norms = [[module for module in part.modules() if isinstance(module, Norm)] for part in parts]
+        self._salt = os.urandom(8)  # others may use the same cache
+        self._keys: list[bytes] = []
+        self._shared = 0
+
+    def begin(self, keep: Keep) -> None:
+        """Takes note that the parts' tensors have been sliced to these channels."""
+        if self.cache is None:
+            return
+        digest, self._keys = blake2b(self._salt, digest_size=16), []
+        for channels in self._channels:
+            digest.update(keep[channels].tobytes())
+            self._keys.append(digest.digest())
+        self._shared = sum([self.cache.meets_again(key) for key in self._keys])
+
+    def recalibrate(self, images: Sequence[Tensor]) -> None:
+        """As :func:`blend.pruning.norms.recalibrate_together`; with a cache, always with the same images."""
+        done, (values, known) = self._found(_RECALIBRATION) or (0, (images, []))
+        for norm, statistics in zip(self._norms_of(0, done), known, strict=True):
+            norm.norm.running_mean.copy_(statistics[0])
+            norm.norm.running_var.copy_(statistics[1])
+        made: list[Snapshot] = []
+        recalibrate_together(lambda value: self._go_on(value, done, made), values, self._norms_of(done))
+        if self.cache is not None and made:
+            norms = [wrapped.norm for wrapped in self._norms_of(0, self._shared)]
+            known = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]
+            values = [snapshot.tensor for snapshot in made]
+            self.cache.put((self._keys[self._shared - 1], _RECALIBRATION), (values, known), made)
+
+    def forward(self, inputs: Tensor, name: Hashable = None) -> Any:
+        """The network's outputs.
+
+        Args:
+            inputs: Of the network.
+            name: Always stands for the same inputs, in every candidate; None for inputs that have none.
+        """
+        if self.cache is None or name is None:
+            return self._go_on(inputs)
+        done, value = self._found(name) or (0, inputs)
+        made: list[Snapshot] = []
+        outputs = self._go_on(value, done, made)
+        if made:
+            self.cache.put((self._keys[self._shared - 1], name), made[0].tensor, made)
+        return outputs
+
+    def _found(self, name: Hashable) -> tuple[int, Any] | None:
+        """How many parts need not be run, and what the last of them has made of these inputs."""
+        if self.cache is not None:
+            for done in range(self._shared, 0, -1):
+                if (value := self.cache.get((self._keys[done - 1], name))) is not None:
+                    return done, value
+        return None
+
+    def _go_on(self, value: Any, done: int = 0, made: list[Snapshot] | None = None) -> Any:
+        """Runs the parts that are not done; what the last of those makes that others have had is added to a list."""
+        for number, part in enumerate(self.parts[done:], done + 1):
+            value = part(value)
+            if made is not None and number == self._shared:
+                made.append(Snapshot(value))
+        return value
+
+    def _norms_of(self, first: int, last: int | None = None) -> list[Norm]:
+        return [norm for norms in self._norms[first:last] for norm in norms]
+
+
+def chained(traced: GraphModule, network: nn.Module, graph: ChannelGraph) -> Chain:
+    """A traced network, cut in front of each layer past which nothing else goes.
+
+    Args:
+        traced: Made of layers of the network.
+        network: What the channel graph is of.
+        graph: Says which channels the tensors of a layer hold.
+    """
+    names = {module: name for name, module in network.named_modules()}
+    held: dict[str, set[int]] = {}
+    for axis in graph.axes:
+        held.setdefault(axis.tensor.rpartition(".")[0], set()).update(axis.owner[axis.owner >= 0].tolist())
+    parts = list(_parts(traced))
+    layers = [[names[module] for module in part.modules() if module in names] for part in parts]
+    channels = [sorted(set().union(*(held.get(layer, ()) for layer in some))) for some in layers]
+    return Chain(parts, [np.array(some, dtype=np.int64) for some in channels])
+
+
+def _parts(traced: GraphModule) -> Iterator[GraphModule]:
+    """The parts of a traced network, made of the same layers."""
+    nodes = list(traced.graph.nodes)
+    place = {node: number for number, node in enumerate(nodes)}
+    last_use = [max((place[user] for user in node.users), default=-1) for node in nodes]
+    norms = [_norms(node, traced) for node in nodes]
+    part, copies = Graph(), dict[Node, Node]()
+    for number, node in enumerate(nodes):
+        passing = [earlier for earlier, last in enumerate(last_use[:number]) if last >= number]
+        again = set().union(*norms[:number]) & set().union(*norms[number:])  # their statistics depend on later parts
+        if len(passing) == 1 and nodes[passing[0]].op != "placeholder" and _may_begin(node, traced) and not again:
+            value = nodes[passing[0]]
+            part.output(copies[value])
+            yield GraphModule(traced, part)
+            part = Graph()
+            copies = {value: part.placeholder("value")}
+        copies[node] = part.node_copy(node, copies.__getitem__)
+    yield GraphModule(traced, part)
+
+
+def _may_begin(node: Node, traced: GraphModule) -> bool:
+    """Whether it is a layer with weights that leaves as it is what it reads; a BatchNorm may write to that."""
+    if node.op != "call_module":
+        return False
+    layer = traced.get_submodule(str(node.target))
+    return not isinstance(layer, Norm) and next(layer.parameters(), None) is not None
+
+
+def _norms(node: Node, traced: GraphModule) -> set[nn.Module]:
+    if node.op != "call_module":
+        return set()
+    return {module for module in traced.get_submodule(str(node.target)).modules() if isinstance(module, Norm)}

@@ -1,0 +1,154 @@
+"""Candidates that begin where an earlier one has been give the same bits as candidates that begin at the beginning."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from blend.pruning import reproducibly
+from blend.pruning.inference import InferenceNetwork
+from blend.pruning.prefixes import PrefixCache
+from criteria import ChannelGraph
+from tests.networks import NETWORKS, build
+from tests.networks import inputs as inputs_of
+
+from ..small_networks import SIDE, graph_of, images, random_keep
+
+ROOM = 2**28
+
+
+def cached(model, graph, example, limit=ROOM):
+    """A network, and its cache."""
+    cache = PrefixCache(limit)
+    return InferenceNetwork(model, graph, example, cache=cache), cache
+
+
+def masks(graph, count=12, seed=0):
+    """Each differs from an earlier one in the last channel of a group, or in any others of it."""
+    rng, found = np.random.default_rng(seed), [random_keep(graph, seed)]
+    while len(found) < count:
+        keep = found[rng.integers(len(found))].copy()
+        group = list(graph.slices.values())[rng.integers(len(graph.groups))]
+        if len(found) % 2:
+            keep[group.stop - 1] ^= group.stop - group.start > 1
+        else:
+            keep[group] = random_keep(graph, rng.integers(2**31))[group]
+        found.append(keep)
+    return found
+
+
+def outputs(network, keep, inputs):
+    """Of a network recalibrated on the inputs, in batches that have a name; with its statistics."""
+    with reproducibly(), torch.no_grad():
+        pruned = network.prune(keep, inputs.split(2))
+        made = [pruned(batch, number) for number, batch in enumerate(inputs.split(2))]
+    return torch.cat(made), network.statistics()
+
+
+def are_equal(one, other):
+    return torch.equal(one[0], other[0]) and all(torch.equal(one[1][name], other[1][name]) for name in one[1])
+
+
+@pytest.mark.parametrize("name", ["resnet20", "mobilenetv2", "vgg16_bn"])
+def test_outputs_and_statistics_are_the_same_bits_and_found_again(name):
+    model, graph = graph_of(name)
+    example, inputs = images(4, SIDE[name]), images(6, SIDE[name], seed=1)
+    network, cache = cached(model, graph, example)
+    plain = InferenceNetwork(model, graph, example)
+    for keep in masks(graph):
+        assert are_equal(outputs(network, keep, inputs), outputs(plain, keep, inputs))
+    assert cache.hits > 8
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_every_kind_of_network(name):
+    model = build(name)
+    graph, inputs = ChannelGraph.build(model, inputs_of(name)), inputs_of(name, 6, seed=1)
+    network, _ = cached(model, graph, inputs_of(name))
+    plain = InferenceNetwork(model, graph, inputs_of(name))
+    for keep in masks(graph, 8):
+        assert are_equal(outputs(network, keep, inputs), outputs(plain, keep, inputs))
+
+
+class Counted(nn.Conv2d):
+    """A convolution that counts how often it is run, and is not traced into."""
+
+    runs = 0
+
+    def forward(self, x):
+        self.runs += 1
+        return super().forward(x)
+
+
+def counted():
+    layers = [Counted(3 if number == 0 else 6, 6, 3, padding=1, bias=False) for number in range(4)]
+    torch.manual_seed(0)
+    blocks = [nn.Sequential(layer, nn.BatchNorm2d(6), nn.ReLU()) for layer in layers]
+    model = nn.Sequential(*blocks, nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(384, 2))
+    return model.eval()
+
+
+def test_layers_before_the_first_difference_are_not_run():
+    model = counted()
+    graph = ChannelGraph.build(model, images(2, 8))
+    network, _ = cached(model, graph, images(4, 8))
+    layers = [layer for layer in network.network.shell.modules() if isinstance(layer, Counted)]
+    first = random_keep(graph, 0)
+    third = first.copy()
+    third[graph.slices["2.0"]] = ~first[graph.slices["2.0"]]
+    others = [np.where(np.arange(len(graph)) < graph.slices["3.0"].start, third, random_keep(graph, n)) for n in (3, 4)]
+    runs = []
+    for keep in (first, third, *others):
+        before = [layer.runs for layer in layers]
+        outputs(network, keep, images(2, 8))
+        runs.append([layer.runs - earlier for layer, earlier in zip(layers, before, strict=True)])
+    # Twice for recalibration and outputs. What the first two candidates share, the second keeps and the third finds;
+    # what the third shares with the second alone, it keeps for the fourth.
+    assert runs == [[2, 2, 2, 2], [2, 2, 2, 2], [0, 0, 2, 2], [0, 0, 0, 2]]
+
+
+class Unusual(nn.Module):
+    """With a forward that the caller writes the middle of."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(n, 6, 3, padding=1, bias=False) for n in (3, 6, 6))
+        self.norm, self.norm2, self.norm3 = (nn.BatchNorm2d(6) for _ in range(3))
+        self.writing = Writing(6, 6, 3, padding=1, bias=False)
+        self.head, self.body = nn.Linear(6, 4), body
+
+    def forward(self, x):
+        return self.head(self.body(self, F.relu(self.norm(self.first(x)))).mean((2, 3)))
+
+
+class Writing(nn.Conv2d):
+    """A convolution that writes to what it reads."""
+
+    def forward(self, x):
+        return super().forward(x.sub_(0.5).abs_())
+
+
+def overwritten(net, x):
+    return F.relu(net.norm3(net.third(F.relu(net.norm2(net.writing(x))))))
+
+
+def visited_twice(net, x):
+    return F.relu(net.norm2(net.third(F.relu(net.norm2(net.second(x))))))
+
+
+def two_pass(net, x):
+    return F.relu(net.norm2(net.second(x))) + F.relu(net.norm3(net.third(x)))
+
+
+@pytest.mark.parametrize(("body", "parts"), [(overwritten, 4), (visited_twice, 3), (two_pass, 3)])
+def test_nothing_that_comes_after_a_part_changes_what_is_kept_of_it(body, parts):
+    torch.manual_seed(0)
+    model = Unusual(body).eval()
+    graph = ChannelGraph.build(model, images(2, 8))
+    network, cache = cached(model, graph, images(4, 8))
+    plain = InferenceNetwork(model, graph, images(4, 8))
+    for keep in masks(graph, 24):
+        assert are_equal(outputs(network, keep, images(6, 8, seed=1)), outputs(plain, keep, images(6, 8, seed=1)))
+    assert len(network._fused.parts) == parts
+    assert cache.hits
