@@ -6,7 +6,18 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import adapters, candidates, collection, long_search, memory, parallel, pruned, searches, startup
+from tests.benchmarks import (
+    adapters,
+    candidates,
+    collection,
+    long_search,
+    memory,
+    parallel,
+    prefixes,
+    pruned,
+    searches,
+    startup,
+)
 
 BENCHMARKS = {
     "adapters": adapters,
@@ -15,6 +26,7 @@ BENCHMARKS = {
     "collection": collection,
     "memory": memory,
     "parallel": parallel,
+    "prefixes": prefixes,
     "pruned": pruned,
     "long_search": long_search,
     "startup": startup,
