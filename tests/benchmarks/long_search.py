@@ -15,15 +15,18 @@ from tests.benchmarks.timing import Row
 
 GROWTH = 1.1
 MANY, SETTLED = 5_000, 1_000
+CACHE = "128M"
 
 
 def rows() -> list[Row]:
     """Largest resident memory near the end of a search on digits, over that after its first thousand evaluations.
 
-    What comes after the search is left out: drawing its figure takes 30 MB once, after however many evaluations.
+    What comes after the search is left out: drawing its figure takes 30 MB once, after however many evaluations. What
+    workers may keep of candidates is so little that they keep it by then.
     """
     with tempfile.TemporaryDirectory() as folder:
-        options = f"--evaluations {MANY} --workers 2 --no-random-search --criteria l1,fpgm,taylor_fo --name it".split()
+        limits = f"--evaluations {MANY} --workers 2 --cache-memory {CACHE}"
+        options = f"{limits} --no-random-search --criteria l1,fpgm,taylor_fo --name it".split()
         command = [sys.executable, "-m", "blend", "search", "digits", *options, "--runs-dir", folder]
         process = psutil.Popen(command, stderr=subprocess.DEVNULL)
         seen: dict[str, list[tuple[int, float]]] = defaultdict(list)

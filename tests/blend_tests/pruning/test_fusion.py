@@ -78,7 +78,7 @@ def added(net, x):
 
 
 def with_hook(net, x, y):
-    if not net.relu6._fused_hooks:
+    if not net.relu6._forward_hooks:
         net.relu6.register_forward_hook(lambda module, inputs, outputs: outputs * 2)
     return net.relu6(y)
 
