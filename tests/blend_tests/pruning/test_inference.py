@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from blend.pruning import PrunedNetwork, inference, norms, recalibrate
+from blend.pruning import PrunedNetwork, chain, inference, norms, recalibrate
 from blend.pruning.inference import InferenceNetwork, portions
 from criteria import ChannelGraph
 from tests.networks import NETWORKS, build
@@ -129,14 +129,14 @@ def test_a_network_that_cannot_be_folded_is_run_as_it_is(body):
 @pytest.mark.parametrize("turn", [0, 1, 2, 3])
 def test_memory_that_is_short_for_a_moment_does_not_decide_how_a_network_is_run(monkeypatch, error, turn):
     model, graph = graph_of("resnet20")
-    turns, recalibrated = iter(range(100)), inference.recalibrate_together
+    turns, recalibrated = iter(range(100)), chain.recalibrate_together
 
     def short(*arguments):
         if next(turns) == turn:
             raise error
         recalibrated(*arguments)
 
-    monkeypatch.setattr(inference, "recalibrate_together", short)
+    monkeypatch.setattr(chain, "recalibrate_together", short)
     with pytest.raises(type(error)):
         InferenceNetwork(model, graph, images(4)).prune(random_keep(graph, 1), [images(8)])
 
