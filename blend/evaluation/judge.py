@@ -88,6 +88,7 @@ class Judge:
         calibration: Inputs for recalibration.
         settings: How candidates are judged.
         known: The inputs of consumers, with statistics: these are corrected before recalibration, in every candidate.
+        cache: Keeps what the first layers of candidates have made; of each split's name there must be one split then.
     """
 
     def __init__(
