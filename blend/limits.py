@@ -41,7 +41,6 @@ def seconds_of(text: str | float) -> float:
     return seconds
 
 
-
 def bytes_of(text: str | int) -> int:
     """Bytes of a size like ``0``, ``512M`` or ``1.5G``, in powers of 1024.
 
@@ -49,9 +48,10 @@ def bytes_of(text: str | int) -> int:
         ValueError: If it is none.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?) *([kmgt]?)(i?b)?", str(text).strip().lower())
-    if found is None:
+    size = math.nan if found is None else float(found[1]) * _BYTES[found[2]]
+    if not math.isfinite(size):
         raise ValueError(f"must be a size like 512M, 2G or 0, got '{text}'")
-    return int(float(found[1]) * _BYTES[found[2]])
+    return int(size)
 
 
 def reductions_of(text: str) -> tuple[float, float]:

@@ -67,9 +67,7 @@ class LocalExecutor:
         growth: Bytes of resident memory that a worker may gain over twice its settled level before it is replaced.
     """
 
-    def __init__(
-        self, workers: int, retries: int = 2, timeout: float | None = None, growth: int = GROWTH
-    ) -> None:
+    def __init__(self, workers: int, retries: int = 2, timeout: float | None = None, growth: int = GROWTH) -> None:
         """Start nothing yet."""
         if workers < 1:
             raise SearchValueError(f"workers must be at least 1, got {workers}")

@@ -157,7 +157,7 @@ class _Execution:
         settings = Settings(
             config.cost, config.fitness, config.recalibration_images, config.batch_size, device=config.device,
             cache_memory=config.cache_share,
-        )
+        )  # fmt: skip
         self.workspace.write(problem.task, problem.graph, problem.splits, settings, problem.consumer_inputs)
 
     def _record(self, error: BlendError, interruption: Interruption) -> None:

@@ -129,10 +129,11 @@ def _parts(traced: GraphModule) -> Iterator[GraphModule]:
     norms = [_norms(node, traced) for node in nodes]
     part, copies = Graph(), dict[Node, Node]()
     for number, node in enumerate(nodes):
-        passing = [earlier for earlier, last in enumerate(last_use[:number]) if last >= number]
-        again = set().union(*norms[:number]) & set().union(*norms[number:])  # their statistics depend on later parts
-        if len(passing) == 1 and nodes[passing[0]].op != "placeholder" and _may_begin(node, traced) and not again:
-            value = nodes[passing[0]]
+        passing = [nodes[earlier] for earlier, last in enumerate(last_use[:number]) if last >= number]
+        alone = len(passing) == 1 and passing[0].op != "placeholder"
+        # A BatchNorm on both sides would have statistics that depend on later parts.
+        if alone and _may_begin(node, traced) and not set().union(*norms[:number]) & set().union(*norms[number:]):
+            (value,) = passing
             part.output(copies[value])
             yield GraphModule(traced, part)
             part = Graph()

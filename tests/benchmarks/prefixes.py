@@ -38,12 +38,12 @@ def _row(what: str, options: dict[str, object]) -> Row:
     return Row(f"{what}: a candidate, times faster", ours, peer, ratio, "s", "nothing kept")
 
 
-def _seconds(phase: str, **options: object) -> tuple[float, float]:
-    """Mean time of a candidate of a phase, and the sum of what candidates were worth."""
+def _seconds(phase: str, **options: object) -> tuple[float, tuple[tuple[bytes, float], ...]]:
+    """Mean time of a candidate of a phase, and all candidates with what they were worth."""
     with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
         config = search_config(
             task="textures", evaluations=EVALUATIONS, random_search=False, workers=WORKERS, **options
         )
         run: Run = start(config, Path(folder, "it"))
         new = [e for e in run.evaluations() if e.phase == phase and not e.cached]
-    return statistics.mean(e.seconds for e in new), sum(e.fitness for e in new)
+    return statistics.mean(e.seconds for e in new), tuple((e.phenotype, e.fitness) for e in new)

@@ -82,8 +82,8 @@ class Counted(nn.Conv2d):
 
 
 def counted():
-    layers = [Counted(3 if number == 0 else 6, 6, 3, padding=1, bias=False) for number in range(4)]
     torch.manual_seed(0)
+    layers = [Counted(3 if number == 0 else 6, 6, 3, padding=1, bias=False) for number in range(4)]
     blocks = [nn.Sequential(layer, nn.BatchNorm2d(6), nn.ReLU()) for layer in layers]
     model = nn.Sequential(*blocks, nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(384, 2))
     return model.eval()
