@@ -62,7 +62,7 @@ class RayExecutor(ClusterExecutor):
         board = self._ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(_Board)
         self._board: Any = board.remote()
         self._sent: dict[str, Any] = {}
-        self._places: dict[str, list[str]] = {}
+        self._places: dict[str, set[str]] = {}
         self._looked = time.monotonic()
 
     def _open(self) -> None:
@@ -125,9 +125,11 @@ class RayExecutor(ClusterExecutor):
     def _look(self, handles: list[Any]) -> None:
         """Ask the board where they run; what is not heard in time is heard the next time."""
         errors, names = self._ray.exceptions, {_name(handle): handle for handle in handles}
+        told: dict[str, list[str]] = {}
         with suppress(errors.RayActorError, errors.GetTimeoutError):
-            self._places |= self._ray.get(self._board.places.remote(list(names)), timeout=CONNECT)
-        self._places = {name: self._places[name] for name in names if name in self._places}
+            told = self._ray.get(self._board.places.remote(list(names)), timeout=CONNECT)
+        # A board that died remembers nothing from before.
+        self._places = {name: self._places.get(name, set()).union(told.get(name, ())) for name in names}
         # Where memory runs out, ray would try for ever.
         self._cancel([names[name] for name, places in self._places.items() if len(places) > 1 + RETRIES])
         self._looked = time.monotonic()
@@ -144,8 +146,7 @@ class RayExecutor(ClusterExecutor):
             return Trouble(failure(error).reason)
 
     def _place(self, handle: Any) -> Hashable:
-        places = self._places.get(_name(handle))
-        return (len(places), places[-1]) if places else None
+        return len(self._places.get(_name(handle), ())) or None  # the how-manieth
 
     def _abandon(self, handle: Any) -> None:
         self._cancel([handle])

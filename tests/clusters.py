@@ -68,22 +68,22 @@ class DaskWorkers:
             _end(process)
 
 
-def _ray_node(*arguments: str, cpus: int) -> subprocess.Popen[str]:
+def _ray_node(*arguments: str, cpus: int, **environment: str) -> subprocess.Popen[str]:
     options = ["--block", "--node-ip-address", "127.0.0.1", "--num-cpus", str(cpus), *SMALL]
-    process = _launch("ray.scripts.scripts", "start", *arguments, *options, RAY_USAGE_STATS_ENABLED="0")
+    process = _launch("ray.scripts.scripts", "start", *arguments, *options, RAY_USAGE_STATS_ENABLED="0", **environment)
     threading.Thread(target=process.stderr.read, daemon=True).start()
     return process
 
 
 @contextmanager
-def ray_head(cpus: int = 2) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def ray_head(cpus: int = 2, **environment: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Its address and process, as soon as it listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     folder = tempfile.mkdtemp(prefix="ray-")  # not one of pytest's: the names of sockets must be short
-    port = address.rpartition(":")[2]
-    process = _ray_node("--head", "--port", port, "--include-dashboard=false", "--temp-dir", folder, cpus=cpus)
+    options = ["--head", "--port", address.rpartition(":")[2], "--include-dashboard=false", "--temp-dir", folder]
+    process = _ray_node(*options, cpus=cpus, **environment)
     while not Path(folder, "ray_current_cluster").exists() and process.poll() is None:
         time.sleep(0.1)
     yield address, process

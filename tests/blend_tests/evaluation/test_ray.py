@@ -14,6 +14,9 @@ from blend.cli import run as main
 from blend.errors import InputError
 from blend.pipeline import start
 from blend.runs import EXPORT, Run
+from search import Failure
+from search.executor import TICK
+from search.ray_executor import KILLED, RayExecutor
 from tests.clusters import ray_head, ray_node
 
 from ..pipeline.test_pipeline import TASK, config, history
@@ -55,6 +58,27 @@ def test_workers_die_and_nodes_join_and_the_result_is_that_of_a_local_run(ray_cl
     assert (run.folder / EXPORT).read_bytes() == (local.folder / EXPORT).read_bytes()
 
 
+def test_a_node_dies_and_the_result_is_that_of_a_local_run(ray_cluster, tmp_path):
+    address, _ = ray_cluster
+    local, remote = start(config(**FEW), tmp_path / "local"), tmp_path / "remote"
+    with ray_node(address) as node:
+        midway = []
+
+        def disturb():
+            wait_until(lambda: working(node))
+            for process in [*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)]:
+                process.kill()
+            midway.append(not (remote / EXPORT).exists())
+
+        thread = threading.Thread(target=disturb)
+        thread.start()
+        run = start(config(**FEW, executor="ray", address=address), remote)
+        thread.join()
+    assert midway == [True]
+    assert history(run) == history(local)
+    assert (run.folder / EXPORT).read_bytes() == (local.folder / EXPORT).read_bytes()
+
+
 def test_an_address_is_needed_and_must_answer_before_any_work(tmp_path, capsys):
     with pytest.raises(InputError, match="address must be given with executor ray, like host:6379"):
         config(executor="ray")
@@ -81,3 +105,27 @@ def test_a_head_that_goes_is_told_of_and_the_run_goes_on_elsewhere(tmp_path):
     assert search.returncode == 3
     assert complaint.startswith(f"error: the ray head at {address} is gone; go on with: blend resume")
     assert main(["resume", str(tmp_path / "it"), "--executor", "local"]) == 0
+
+
+def hungry_at_three(item):
+    """Takes five gigabytes at three, and the board along, once it has been looked at."""
+    if item == 3:
+        time.sleep(3 * TICK)
+        for process in psutil.process_iter():
+            if "ray::_Board" in process.name():
+                process.kill()
+        held = []
+        while len(held) < 50:
+            held.append(b"x" * 100_000_000)
+            time.sleep(0.05)
+    return item
+
+
+@pytest.mark.slow
+def test_what_needs_more_memory_than_there_is_fails_alone():
+    memory = psutil.virtual_memory()
+    limit = 1 - (memory.available - 2e9) / memory.total
+    limits = {"RAY_memory_usage_threshold": f"{limit:.3f}", "RAY_memory_monitor_refresh_ms": "100"}
+    with ray_head(**limits) as (address, _), RayExecutor(address) as executor:
+        results = dict(executor.run(hungry_at_three, range(6)))
+    assert results == {3: Failure(KILLED), **{i: i for i in (0, 1, 2, 4, 5)}}
