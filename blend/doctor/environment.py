@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import signal
 import sqlite3
 import sys
@@ -19,6 +20,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from blend.errors import described
+from blend.runs.folder import LITTLE
 from search.executor import Failure, LocalExecutor
 
 DISTRIBUTION = "blend-pruning"
@@ -125,9 +127,22 @@ def _existing(folder: Path) -> Path:
     return folder if folder.exists() else _existing(folder.parent)
 
 
+def room(folder: Path) -> str:
+    """How much is free on a folder's disk.
+
+    Raises:
+        RuntimeError: If it is next to nothing.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < LITTLE:
+        least = f"{LITTLE / 1e6:.0f} MB"
+        raise RuntimeError(f"the disk of {folder} must have {least} left or more, got {free / 1e6:.1f} MB")
+    return f"{free / 1e9:.1f} GB are free"
+
+
 def _writable(folder: Path) -> str:
     with tempfile.TemporaryFile(dir=_existing(folder)):
-        return f"{folder} can be written to"
+        return f"{folder} can be written to, {room(_existing(folder))}"
 
 
 def _sqlite(folder: Path) -> str:

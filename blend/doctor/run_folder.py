@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from blend.doctor.environment import Finding, Inapplicable, attempt
+from blend.doctor.environment import Finding, Inapplicable, attempt, room
 from blend.runs import CONTROL, EXPORT, FINAL, POLISH, SCORES, SEARCH, STOP, WORK, Run, export_at
 
 
@@ -34,8 +35,10 @@ def examine_run(folder: Path) -> Iterator[Finding]:
         attempt(area, "leftovers", lambda: _leftovers(run)),
     ]
     yield from found
+    disk = attempt(area, "disk", lambda: _writable(run))
+    yield disk
     broken = any(finding.outcome == "fail" for finding in found)
-    yield Finding(area, "what to do", "pass", _advice(run, broken))
+    yield Finding(area, "what to do", "pass", _advice(run, broken, disk.outcome == "fail"))
 
 
 def _opened(folder: Path) -> str:
@@ -117,10 +120,20 @@ def _leftovers(run: Run) -> str:
     return f"{', '.join(left)}, of a process that was killed; harmless, and resume clears what is in the folder"
 
 
-def _advice(run: Run, broken: bool) -> str:
+def _writable(run: Run) -> str:
+    if run.status == "finished":
+        raise Inapplicable("nothing is written any more")
+    if not os.access(run.folder, os.W_OK):
+        raise RuntimeError(f"{run.folder} must be a folder that can be written to")
+    return room(run.folder)
+
+
+def _advice(run: Run, broken: bool, stuck: bool) -> str:
     match run.status:
         case _ if broken:
             return "do not resume; restore the folder from a backup, or search again with the same seed"
+        case _ if stuck:
+            return f"it is whole, but its disk takes nothing; when that is mended: blend resume {run.folder}"
         case "running":
             return f"wait, or stop it with: blend stop {run.folder}"
         case "finished":

@@ -79,8 +79,14 @@ class TestFullDisk:
         arguments = ["--evaluations", "16", "--population", "8", "--criteria", "l1,apoz", "--no-random-search"]
         code, said = refused(capsys, "search", TASK, *arguments, "--workers", 1, "--runs-dir", disk, "--name", "it")
         assert (code, "blend resume" in said, "it" in said) == (3, True, True)
+        assert command(["doctor", str(disk / "it")]) == 3
+        told = " ".join(capsys.readouterr().err.split())
+        assert "must have 67 MB left or more, got 0." in told
+        assert "it is whole, but its disk takes nothing; when that is mended: blend resume" in told
         (disk / "ballast").unlink()
-        subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
+        subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
+        assert command(["doctor", str(disk / "it")]) == 0
+        assert "0.1 GB are free" in " ".join(capsys.readouterr().err.split())
         assert resume(Run(disk / "it")).status == "finished"
         assert history(Run(disk / "it")) == history(finished)
         assert (disk / "it" / EXPORT).read_bytes() == (finished.folder / EXPORT).read_bytes()
@@ -95,7 +101,7 @@ class TestFullDisk:
 class TestReadOnlyOrGone:
     def test_a_finished_run_can_be_read_but_not_written(self, disk, capsys):
         run = Run.create(disk / "it", CONFIGURATION)
-        run.commit({"status": "interrupted"}, [evaluation(0)])
+        run.commit({"status": "interrupted", "search-state": {"generation": 1}}, [evaluation(0)])
         with run.writing():
             pass
         run.close()
@@ -104,6 +110,8 @@ class TestReadOnlyOrGone:
         code, said = refused(capsys, "resume", "it", "--runs-dir", disk)
         assert code == 2
         assert "the folder of run 'it' must be one that can be written to: [Errno 30]" in said
+        assert command(["doctor", str(disk / "it")]) == 3
+        assert "its disk takes nothing" in " ".join(capsys.readouterr().err.split())
         with pytest.raises(BlendError, match=r"run 'it' cannot be written: .*readonly"):
             open_run(disk, "it").commit({"seconds": 1})
 
