@@ -49,7 +49,7 @@ class Chain(nn.Module):
             return
         digest, self._keys = blake2b(self._salt, digest_size=16), []
         for channels in self._channels:
-            digest.update(keep[channels].tobytes())
+            digest.update(b"|" + keep[channels].tobytes())  # where there are none, the key is another one, too
             self._keys.append(digest.digest())
         self._shared = sum([self.cache.meets_again(key) for key in self._keys])
 

@@ -152,3 +152,23 @@ def test_nothing_that_comes_after_a_part_changes_what_is_kept_of_it(body, parts)
         assert are_equal(outputs(network, keep, images(6, 8, seed=1)), outputs(plain, keep, images(6, 8, seed=1)))
     assert len(network._fused.parts) == parts
     assert cache.hits
+
+
+def with_prelu():
+    torch.manual_seed(0)
+    convs = [nn.Conv2d(n, 6, 3, padding=1, bias=False) for n in (3, 6, 6, 6)]
+    ends = [nn.ReLU(), nn.PReLU(), nn.PReLU(), nn.ReLU()]
+    layers = [layer for conv, end in zip(convs, ends, strict=True) for layer in (conv, nn.BatchNorm2d(6), end)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)).eval()
+
+
+@pytest.mark.parametrize("ignore", [(), ("0", "3"), ("6", "9")])
+def test_parts_that_no_channel_says_anything_about(ignore):
+    model = with_prelu()
+    graph = ChannelGraph.build(model, images(2, 8), ignore)
+    network, cache = cached(model, graph, images(4, 8))
+    plain = InferenceNetwork(model, graph, images(4, 8))
+    for keep in masks(graph, 24):
+        assert are_equal(outputs(network, keep, images(6, 8, seed=1)), outputs(plain, keep, images(6, 8, seed=1)))
+    assert any(len(channels) == 0 for channels in network._fused._channels)
+    assert cache.hits
