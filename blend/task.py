@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from blend.config import task_title
 from blend.errors import InputError, described, nearest
+from blend.progress import say
 from blend.tasks.loading import call, find_function
 from blend.tasks.splits import Data, Split, check_disjoint, materialise
 from criteria.losses import LABEL_FREE
@@ -161,6 +162,9 @@ def load_task(spec: str, options: Mapping[str, str] = MappingProxyType({}), seed
     if not isinstance(task, Task):
         raise InputError(f"task {spec} must return a blend.task.Task, got {type(task).__name__}")
     task.name = task.name or task_title(spec)
+    if type(task.model).__name__ == "OptimizedModule":
+        say("note: the network runs as it was before torch.compile, which would compile every candidate anew")
+        task.model = task.model.get_submodule("_orig_mod")
     for here in ("model", "example_input"):  # work on another device is on copies
         if isinstance(found := getattr(task, here), (nn.Module, Tensor)):
             setattr(task, here, found.to("cpu"))
@@ -203,6 +207,8 @@ def check_task(task: Task, calibration_loss: str = "task") -> Splits:
 def _check_weights(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(f"model must be as it was before torch.jit, got {type(model).__name__}")
     dtypes = sorted({str(weight.dtype).removeprefix("torch.") for weight in model.parameters()})
     if len(dtypes) > 1:
         raise InputError(f"the parameters of the model must have one dtype, got {' and '.join(dtypes)}")
@@ -211,6 +217,8 @@ def _check_weights(model: object) -> None:
             raise InputError(f"the state of the model must be tensors, got {type(weight).__name__} as {name}")
         if not weight.isfinite().all():
             raise InputError(f"the weights of the model must be finite, got NaN or infinity in {name}")
+        if weight.is_inference():
+            raise InputError(f"the weights of the model must not be made in torch.inference_mode(), got such as {name}")
 
 
 @contextmanager

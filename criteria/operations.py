@@ -72,6 +72,8 @@ class Operation:
             return [compact(special[name](self._expanded(self.inputs[0])))]
         if name in POINTWISE or torch.Tag.pointwise in self.function.tags:
             operands = [(self.find(tensor), tensor.shape) for tensor in self.inputs if tensor.ndim]
+            if not operands:  # a single number, like a temperature
+                return [_stays(tensor) for tensor in made]
             return [combined(self.ties, operands, self.layer)] * len(made)
         return self._mixed(made, f"mixes or reorders channels ({self.name})")
 

@@ -22,6 +22,8 @@ from blend.pruning.prefixes import PrefixCache
 from blend.task import Split, Splits, Task, task_function
 from criteria.graph import ChannelGraph
 
+_BFLOAT16 = np.dtype([("bfloat16", np.int16)])  # numpy has none
+
 
 @dataclass(frozen=True)
 class Workspace:
@@ -134,10 +136,13 @@ def _load_split(workspace: Workspace, name: str, device: torch.device) -> Split:
 def _stored(tensor: Tensor) -> NDArray[Any]:
     """Images with the channels last, which is how convolutions on a CPU read them fastest."""
     tensor = tensor.detach().cpu()
-    return (tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor).contiguous().numpy()
+    tensor = (tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor).contiguous()
+    return tensor.view(torch.int16).numpy().view(_BFLOAT16) if tensor.dtype is torch.bfloat16 else tensor.numpy()
 
 
 def _loaded(workspace: Workspace, name: str) -> Tensor:
     # Copy-on-write: all workers share the pages of the file, and torch may have its writable array.
-    tensor = torch.from_numpy(np.load(Path(workspace.folder) / f"{name}.npy", mmap_mode="c"))
+    values = np.load(Path(workspace.folder) / f"{name}.npy", mmap_mode="c")
+    is_half = values.dtype == _BFLOAT16
+    tensor = torch.from_numpy(values.view(np.int16)).view(torch.bfloat16) if is_half else torch.from_numpy(values)
     return tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor

@@ -77,7 +77,7 @@ def materialise(data: Data, name: str, *, labelled: bool = True) -> Split:
         inputs, targets = data
     else:
         inputs, targets = _concatenated(data, name, labelled)
-    inputs, targets = inputs.detach().cpu(), targets.detach().cpu()
+    inputs, targets = _plain(inputs), _plain(targets)
     if inputs.ndim == 0 or targets.ndim == 0 or len(inputs) != len(targets):
         raise InputError(
             f"the {name} split must have one target for each input, "
@@ -92,6 +92,12 @@ def materialise(data: Data, name: str, *, labelled: bool = True) -> Split:
                 f"the {part} of the {name} split must be finite, got NaN or infinity in {bad} of {len(inputs)} examples"
             )
     return Split(inputs, targets, name)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Its values on the CPU; a copy, if gradients could not be taken of what is computed from it."""
+    tensor = tensor.detach().cpu()
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _unlabelled(pair: Any) -> Any:

@@ -62,6 +62,16 @@ def test_a_pair_is_not_copied():
     assert materialise((inputs, targets), "test").inputs.data_ptr() == inputs.data_ptr()
 
 
+def test_gradients_can_be_taken_of_data_made_for_inference():
+    with torch.inference_mode():
+        inputs, targets = labelled(20, 1)
+    split = materialise((inputs, targets), "test")
+    assert torch.equal(split.inputs, inputs)
+    weight = torch.ones(8, requires_grad=True)
+    (split.inputs * weight).sum().backward()
+    assert weight.grad is not None
+
+
 def test_a_shuffling_loader_gives_one_order_and_leaves_the_random_state_alone():
     loader = DataLoader(TensorDataset(*labelled(50, 0)), batch_size=8, shuffle=True)
     torch.manual_seed(5)
@@ -151,6 +161,12 @@ def with_double_classifier(task):
     return task
 
 
+def made_for_inference(task):
+    with torch.inference_mode():
+        task.model[5].weight = nn.Parameter(torch.zeros(4, 6))
+    return task
+
+
 class Pair(nn.Identity):
     def forward(self, x):
         return x, x
@@ -161,6 +177,8 @@ class Pair(nn.Identity):
     [
         (lambda t: replace(t, model="net"), "model must be a torch.nn.Module, got str"),
         (lambda t: with_weight(t, float("nan")), "weights of the model must be finite, .* in 5.weight"),
+        (made_for_inference, r"must not be made in torch.inference_mode\(\), got such as 5.weight"),
+        (lambda t: replace(t, model=torch.jit.trace(t.model, t.example_input)), "before torch.jit, got TopLevelTraced"),
         (with_double_classifier, "must have one dtype, got float32 and float64"),
         (lambda t: replace(t, example_input=torch.zeros(0, 3, 8, 8)), r"at least one input, got shape \(0, 3, 8, 8\)"),
         (lambda t: replace(t, example_input=[1]), "example_input must be a batch .* got list"),
@@ -277,6 +295,11 @@ def wrong():
 def fails():
     raise KeyError("the data\\n are gone")
 
+def compiled():
+    task = make()
+    task.model = torch.compile(task.model)
+    return task
+
 def refuses():
     from blend.errors import BlendError
     raise BlendError("out of luck")
@@ -307,6 +330,11 @@ def test_a_network_defined_in_a_task_file_can_be_pickled(file):
     model = load_task(f"{file}:make").model
     assert pickle.loads(pickle.dumps(model)).weight.shape == (2, 5)
     assert task_function(f"{file}:make") is task_function(f"{file}:make")
+
+
+def test_a_compiled_network_runs_as_it_was_before(file, capsys):
+    assert type(load_task(f"{file}:compiled").model).__name__ == "Net"
+    assert "note: the network runs as it was before torch.compile" in capsys.readouterr().err
 
 
 def test_a_module_of_the_working_folder_is_found(file, monkeypatch):

@@ -527,6 +527,23 @@ def test_parameters_outside_of_layers():
         ChannelGraph.build(Odd(bias_used=True), IMAGES)
 
 
+def test_numbers_outside_of_layers():
+    class Tempered(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+            self.temperature = nn.Parameter(torch.tensor(0.5))
+            self.register_buffer("passes", torch.tensor(0))
+
+        def forward(self, x):
+            self.passes += 1
+            return self.last(self.conv(x) * self.temperature.exp()) / (1 + self.passes.sqrt())
+
+    graph = ChannelGraph.build(Tempered(), IMAGES)
+    assert notes(graph) == []
+    assert owners(graph)["conv.weight", 0] == owners(graph)["last.weight", 1] == [0, 1, 2, 3]
+
+
 def test_weights_that_are_not_a_layers_own_stay():
     tied = sequential(a=nn.Conv2d(3, 3, 1), b=nn.Conv2d(3, 3, 1), last=nn.Conv2d(3, 2, 1))
     tied.b.weight = tied.a.weight

@@ -230,6 +230,19 @@ def test_a_worker_process_gives_the_same_bits(tmp_path):
     assert answers[0][0]["loss"] == pytest.approx(direct.measure(keep, splits.heldout)[0], rel=1e-5)
 
 
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16, torch.float64])
+def test_networks_and_data_of_every_precision(tmp_path, precision):
+    task = load_task(TASK, {"steps": "1"}, 0)
+    task.model.to(precision)
+    pairs = (task.calibration, task.heldout, task.test)
+    splits = Splits(*(Split(inputs.to(precision), targets, "split") for inputs, targets in pairs))
+    graph = ChannelGraph.build(task.model, splits.test.inputs[:2])
+    workspace = Workspace(str(tmp_path / "work"), TASK, token=str(precision))
+    workspace.write(task, graph, splits, Settings())
+    assert torch.equal(workspace.split("test", torch.device("cpu")).inputs, splits.test.inputs)
+    assert math.isfinite(HeldoutEvaluation(workspace)(pack(random_keep(graph, 1)))["loss"])
+
+
 @pytest.mark.parametrize("images", [0, 1, 2])
 def test_a_batchnorm_of_one_value_an_image_needs_no_recalibration_images_to_be_loaded(tmp_path, images):
     task = load_task(TASK, {"steps": "1"}, 0)
