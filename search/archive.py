@@ -26,7 +26,8 @@ class Evaluation:
         genome: The genome; None where the phenotype did not come from one.
         phenotype: What the genome stands for: evaluations with equal phenotypes have equal results.
         fitness: Finite; `WORST_FITNESS` if the evaluation failed.
-        details: The evaluator's whole answer, JSON-able but for such arrays; empty if there was none.
+        details: The evaluator's whole answer, JSON-able but for such arrays; empty if there was none. One that it gave
+            up early has the ``share`` of its work that was done.
         seconds: Time the evaluator took; 0 if cached.
         cached: Whether the result was copied from an earlier evaluation of the same phenotype.
         error: Why it failed, or None.
@@ -49,6 +50,11 @@ class Evaluation:
         object.__setattr__(self, "genome", None if self.genome is None else array("d", self.genome))
         object.__setattr__(self, "details", details)
 
+    @property
+    def given_up(self) -> bool:
+        """Whether it ended early, as what its phase wanted it to surpass was out of reach."""
+        return "share" in self.details
+
 
 class Archive:
     """All evaluations in order, found again by phenotype.
@@ -61,6 +67,7 @@ class Archive:
         """Add `evaluations` in order."""
         self._all: list[Evaluation] = []
         self._first: dict[bytes, Evaluation] = {}
+        self._own: dict[tuple[str, bytes], Evaluation] = {}
         for evaluation in evaluations:
             self.add(evaluation)
 
@@ -76,14 +83,19 @@ class Archive:
             )
         self._all.append(evaluation)
         self._first.setdefault(evaluation.phenotype, evaluation)
+        self._own.setdefault((evaluation.phase, evaluation.phenotype), evaluation)
 
-    def get(self, phenotype: bytes) -> Evaluation | None:
-        """Return the first evaluation of a phenotype, or None."""
-        return self._first.get(phenotype)
+    def get(self, phenotype: bytes, phase: str) -> Evaluation | None:
+        """Return the first evaluation of a phenotype in a phase, else that of another phase, or None.
 
-    def __contains__(self, phenotype: bytes) -> bool:
-        """Whether a phenotype has been evaluated."""
-        return phenotype in self._first
+        What another phase gave up says nothing here.
+        """
+        first = self._first.get(phenotype)
+        return self._own.get((phase, phenotype)) or (None if first is None or first.given_up else first)
+
+    def holds(self, phenotype: bytes, phase: str | None = None) -> bool:
+        """Whether a phenotype has been evaluated in a phase, or in any."""
+        return phenotype in self._first if phase is None else (phase, phenotype) in self._own
 
     def __len__(self) -> int:
         """Return the number of evaluations, cached ones included."""

@@ -3,7 +3,7 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
@@ -41,6 +41,7 @@ def search(
     *,
     phase: str,
     evaluations: int,
+    control: bool = False,
     generations: int | None = None,
     patience: int | None = None,
     target: Callable[[Evaluation], bool] | None = None,
@@ -57,10 +58,12 @@ def search(
     Args:
         strategy: Proposes and learns.
         objective: Judges.
-        archive: Grows by this phase's evaluations; phenotypes it holds, of whatever phase, are not computed again.
+        archive: Grows by this phase's evaluations; phenotypes it holds, of whatever phase, are not computed again,
+            unless another phase gave them up.
         executor: Computes.
         phase: Name under which the evaluations are kept.
         evaluations: Budget of the phase, cached evaluations included; the last generation is cut to meet it exactly.
+        control: Whether to propose what other phases know, too: it is what they are compared with.
         generations: Budget in generations, or None.
         patience: End after so many generations without a new best, or None.
         target: Says of the best evaluation whether it is good enough to end.
@@ -98,10 +101,10 @@ def search(
             return "exhausted"
         if should_stop is not None and (reason := should_stop()) is not None:
             return reason
-        genomes = strategy.ask(_is_known(objective, archive), limit=left)
+        genomes = strategy.ask(_is_known(objective, archive, phase if control else None), limit=left)
         phenotypes = [objective.phenotype(genome) for genome in genomes]
         batch = evaluate_all(
-            _evaluator(strategy, objective, archive, against), archive, executor, phenotypes,
+            _evaluator(strategy, objective, archive, phase, against), archive, executor, phenotypes,
             phase=phase, generation=strategy.generation, genomes=genomes, on_evaluation=on_evaluation,
         )  # fmt: skip
         _check_alive(archive, phase, batch)
@@ -116,10 +119,11 @@ def _evaluator(
     strategy: Strategy,
     objective: Objective,
     archive: Archive,
+    phase: str,
     against: Callable[[Evaluation], Callable[[bytes], Answer]] | None,
 ) -> Callable[[bytes], Answer]:
     genome = None if against is None else strategy.rival
-    rival = None if genome is None else archive.get(objective.phenotype(genome))
+    rival = None if genome is None else archive.get(objective.phenotype(genome), phase)
     return objective.evaluate if against is None or rival is None else against(rival)
 
 
@@ -150,9 +154,10 @@ def evaluate_all(
         One evaluation a phenotype, in the given order, numbered on from the archive's last.
     """
     report = None if on_evaluation is None else partial(_report, on_evaluation, phase)
-    results = _compute(evaluate, archive, executor, phenotypes, report)
+    kept = {phenotype: found for phenotype in phenotypes if (found := archive.get(phenotype, phase)) is not None}
+    results = _compute(evaluate, kept, executor, phenotypes, report)
     origins: Sequence[Sequence[float] | None] = [None] * len(phenotypes) if genomes is None else genomes
-    return _batch(archive, phase, generation, origins, phenotypes, results)
+    return _batch(archive, phase, generation, origins, phenotypes, kept, results)
 
 
 @dataclass(frozen=True)
@@ -177,17 +182,18 @@ def _check(strategy: Strategy, archive: Archive, phase: str, **limits: int | Non
 
 
 def _last_new(archive: Archive, phase: str) -> int:
-    """Return the last generation, counted from 1, that brought something new; 0 if none has."""
-    return next((e.generation + 1 for e in reversed(archive.history(phase)) if not e.cached), 0)
+    """Return the last generation, counted from 1, that brought something new to its phase; 0 if none has."""
+    first = {e.phenotype: e.generation for e in reversed(archive.history(phase))}
+    return max(first.values(), default=-1) + 1
 
 
-def _is_known(objective: Objective, archive: Archive) -> IsKnown:
-    """Return the question whether a phenotype is in the archive or was proposed before in this generation."""
+def _is_known(objective: Objective, archive: Archive, phase: str | None) -> IsKnown:
+    """Return the question whether a phase, or any, holds a phenotype or it was proposed before in this generation."""
     proposed: set[bytes] = set()
 
     def is_known(genome: list[float]) -> bool:
         phenotype = objective.phenotype(genome)
-        known = phenotype in archive or phenotype in proposed
+        known = archive.holds(phenotype, phase) or phenotype in proposed
         proposed.add(phenotype)
         return known
 
@@ -196,13 +202,13 @@ def _is_known(objective: Objective, archive: Archive) -> IsKnown:
 
 def _compute(
     evaluate: Callable[[bytes], Answer],
-    archive: Archive,
+    kept: Container[bytes],
     executor: Executor,
     phenotypes: Sequence[bytes],
     report: Callable[[int, int, _Result], None] | None,
 ) -> dict[bytes, _Result]:
-    """Evaluate each phenotype that is not in the archive once."""
-    copies = Counter(phenotype for phenotype in phenotypes if phenotype not in archive)
+    """Evaluate each phenotype that is not kept once."""
+    copies = Counter(phenotype for phenotype in phenotypes if phenotype not in kept)
     new = sorted(copies)  # those that begin alike one after the other
     done = len(phenotypes) - copies.total()
     results: dict[bytes, _Result] = {}
@@ -251,14 +257,15 @@ def _batch(
     generation: int,
     genomes: Sequence[Sequence[float] | None],
     phenotypes: Sequence[bytes],
-    results: dict[bytes, _Result],
+    kept: Mapping[bytes, Evaluation],
+    results: Mapping[bytes, _Result],
 ) -> list[Evaluation]:
     """Return the generation's evaluations in the order asked, whatever the order of completion."""
     batch: list[Evaluation] = []
     computed: set[bytes] = set()
     for genome, phenotype in zip(genomes, phenotypes, strict=True):
-        result = archive.get(phenotype) or results[phenotype]
-        cached = phenotype in archive or phenotype in computed
+        result = kept.get(phenotype) or results[phenotype]
+        cached = phenotype in kept or phenotype in computed
         computed.add(phenotype)
         batch.append(
             Evaluation(

@@ -47,6 +47,6 @@ class BlendObjective:
 
     def against(self, rival: Evaluation) -> HeldoutEvaluation:
         """An evaluation that ends once it is clear that a candidate falls short of one that was judged to the end."""
-        if rival.error is not None or "share" in rival.details:
+        if rival.error is not None or rival.given_up:
             return self.evaluate
         return replace(self.evaluate, rival=tuple(rival.details["chunks"]))

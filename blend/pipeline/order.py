@@ -248,7 +248,7 @@ class _Execution:
         """The fittest baseline that is a genome, at each reduction that is compared; by phenotype in full precision."""
         objective = self._objective(self.problem.genomes)
         seeds = {in_full_precision(objective.phenotype(s), len(self.problem.graph)): s for s in self.problem.seeds}
-        judged = [evaluation for phenotype in seeds if (evaluation := self.archive.get(phenotype)) is not None]
+        judged = [e for phenotype in seeds if (e := self.archive.get(phenotype, FINAL[SEARCH])) is not None]
         fittest = [e for r in self.config.shown for e in finalists(reaching(judged, r))[:1]]
         return {e.phenotype: seeds[e.phenotype] for e in fittest}
 

@@ -59,7 +59,8 @@ class Phase:
         with progress(TITLES[self.name], self._length(), self.shown) as bar:
             outcome = search(
                 self.strategy, objective, self.archive, executor,
-                phase=self.name, evaluations=self.budget, **self._limits(), should_stop=self._should_stop,
+                phase=self.name, control=self.name == CONTROL, evaluations=self.budget, **self._limits(),
+                should_stop=self._should_stop,
                 against=objective.against if self.config.racing and self.reductions is None else None,
                 on_evaluation=lambda done_now, *_: self._show(bar, done_now),
                 on_generation=lambda evaluations, state: self._commit(bar, evaluations, state),

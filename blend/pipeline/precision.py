@@ -99,6 +99,6 @@ def agreement(full: Sequence[Mapping[str, Any] | Failure], half: Sequence[Mappin
 
 def finalists(history: Sequence[Evaluation]) -> list[Evaluation]:
     """The fittest of a search, different from one another, that have been judged to the end."""
-    judged = [e for e in history if e.error is None and "share" not in e.details]
+    judged = [e for e in history if e.error is None and not e.given_up]
     ranked = {e.phenotype: e for e in sorted(judged, key=lambda e: (e.fitness, -e.number))}
     return list(ranked.values())[::-1][:FINALISTS]

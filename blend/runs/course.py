@@ -48,7 +48,7 @@ def generation_record(strategy: Strategy, batch: Sequence[Evaluation]) -> dict[s
         "genomes": len({tuple(e.genome or ()) for e in batch}) / len(batch),
         "masks": len({e.phenotype for e in batch}) / len(batch),
         "new": sum(not e.cached for e in batch) / len(batch),
-        "given_up": sum("share" in e.details and not e.cached for e in batch),
+        "given_up": sum(e.given_up and not e.cached for e in batch),
         "entropy": diversity["entropy"],
         "spread": diversity["spread"],
         **strategy.proposals(),

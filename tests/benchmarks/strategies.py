@@ -117,7 +117,7 @@ def _gains(folder: Path, budgets: tuple[int, ...]) -> list[Gain]:
 
 
 def _is_judged(evaluation: Evaluation) -> bool:
-    return evaluation.error is None and "share" not in evaluation.details
+    return evaluation.error is None and not evaluation.given_up
 
 
 def _tested(run: Run, phenotypes: Sequence[bytes]) -> dict[bytes, float]:

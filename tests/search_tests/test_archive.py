@@ -13,11 +13,24 @@ def evaluation(number, fitness, phenotype=None, phase="search", cached=False, er
 def test_finds_the_first_evaluation_of_a_phenotype():
     first, again = evaluation(0, 1.0, b"a"), evaluation(1, 1.0, b"a", cached=True)
     archive = Archive([first, again])
-    assert archive.get(b"a") is first
-    assert b"a" in archive
-    assert b"b" not in archive
-    assert archive.get(b"b") is None
+    assert archive.get(b"a", "search") is first
+    assert archive.holds(b"a")
+    assert not archive.holds(b"b")
+    assert archive.get(b"b", "search") is None
     assert (len(archive), list(archive)) == (2, [first, again])
+
+
+def test_its_own_evaluation_goes_before_those_of_other_phases_and_what_these_gave_up_is_none():
+    given_up, whole = evaluation(0, 1.0, b"a", share=0.5), evaluation(1, 2.0, b"b")
+    own = evaluation(2, 3.0, b"a", phase="random")
+    archive = Archive([given_up, whole])
+    assert archive.get(b"a", "search") is given_up
+    assert archive.get(b"a", "random") is None
+    assert archive.get(b"b", "random") is whole
+    assert (archive.holds(b"b", "search"), archive.holds(b"b", "random")) == (True, False)
+    archive.add(own)
+    assert archive.get(b"a", "random") is own
+    assert archive.get(b"a", "search") is given_up
 
 
 def test_history_and_best_of_a_phase():

@@ -64,6 +64,23 @@ def test_nothing_is_computed_twice():
     assert not set(again.ran) & set(executor.ran)
 
 
+def test_a_control_proposes_what_others_know_and_takes_over_what_they_judged_to_the_end():
+    def at_random():
+        return RandomSearch(SPACE, population=8, seed=1)
+
+    alone = run(16, at_random(), objective=Sphere(digits=0))[1].history()
+    others = [replace(e, phase="other", fitness=-9.0, details={"share": 0.5}) if e.number % 2 else e for e in alone]
+    others = [replace(e, phase="other") for e in others]
+    executor, archive = Inline(), Archive(others)
+    run(16, at_random(), archive, executor, Sphere(digits=0), phase="random", control=True)
+    found = archive.history("random")
+    assert [(e.genome, e.fitness) for e in found] == [(e.genome, e.fitness) for e in alone]
+    assert set(executor.ran) == {e.phenotype for e in others if e.given_up} - {e.phenotype for e in others[::2]}
+    archive = Archive(others)
+    run(16, at_random(), archive, objective=Sphere(digits=0), phase="random")
+    assert [e.genome for e in archive.history("random")] != [e.genome for e in alone]
+
+
 def test_equal_phenotypes_inside_a_generation_are_computed_once():
     strategy = Evolution(SPACE, population=3, seed=0, initial=[INITIAL[0], INITIAL[0], INITIAL[1]])
     executor = Inline()
