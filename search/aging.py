@@ -18,7 +18,8 @@ class AgingEvolution(AskTell):
 
     A parent is the best of a sample of the queue, a child its mutation; there is no crossover. A genome stays only
     through its offspring, so that luck and early winners cannot hold the population for long (Real et al., AAAI 2019,
-    arXiv:1802.01548). Children come in generations here, so that they can be evaluated at the same time.
+    arXiv:1802.01548). Children come in generations here, so that they can be evaluated at the same time; of
+    one age, the worst leave first.
 
     Args:
         space: What is searched.
@@ -76,7 +77,8 @@ class AgingEvolution(AskTell):
         return self._mutated(parent, attempt, self.mutation)
 
     def _learn(self, told: list[Individual]) -> None:
-        self._queue = (self._queue + told)[-self.lifetime * self.population :]
+        of_an_age = sorted(told, key=lambda member: member.value)  # the worst leave first
+        self._queue = (self._queue + of_an_age)[-self.lifetime * self.population :]
 
     @property
     def _members(self) -> list[Individual]:

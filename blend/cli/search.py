@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -81,12 +82,16 @@ def search(
         workers=usual_workers(device) if workers is None else workers, executor=executor, address=address,
         timeout=timeout, device=device, cache_memory=cache_memory,
     )  # fmt: skip
-    folder = run_folder(runs_dir, free_name(runs_dir, config) if name is None else name)
+
+    def unnamed() -> Path:
+        return run_folder(runs_dir, free_name(runs_dir, config))
+
+    folder = unnamed() if name is None else run_folder(runs_dir, name)
 
     with stopping_at_once(folder):
         from blend.pipeline import start
 
-        _finish(start(config, folder), as_json)
+        _finish(start(config, folder, unnamed if name is None else None), as_json)
 
 
 @commands.command(epilog="Example:  blend resume first")

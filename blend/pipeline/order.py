@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import chdir, suppress
 from dataclasses import replace
 from functools import cached_property, partial
@@ -41,7 +41,20 @@ from blend.pipeline.precision import chosen_precision, finalists
 from blend.problem import Problem, prepare
 from blend.progress import progress, say
 from blend.report.figure import draw_result
-from blend.runs import CONTROL, EXPORT, FIGURE, FINAL, POLISH, SCORES, SEARCH, WORK, Run, check_free, export_at
+from blend.runs import (
+    CONTROL,
+    EXPORT,
+    FIGURE,
+    FINAL,
+    POLISH,
+    SCORES,
+    SEARCH,
+    WORK,
+    NameTaken,
+    Run,
+    check_free,
+    export_at,
+)
 from blend.runs.signals import Interruption, resume_command
 from search.archive import Archive, Evaluation
 from search.errors import SearchError
@@ -54,10 +67,15 @@ from search.strategy import Strategy
 HANDFUL = 4  # baselines a worker between two commits
 
 
-def start(config: SearchConfig, folder: Path) -> Run:
+def start(config: SearchConfig, folder: Path, another: Callable[[], Path] | None = None) -> Run:
     """Runs a search from the beginning to the exported file.
 
     The run folder appears once everything that bad input could break has been checked.
+
+    Args:
+        config: What is asked for.
+        folder: Of the run.
+        another: Names another folder, should that one have been taken by the time when it is to appear.
 
     Raises:
         InputError: If something given is wrong; no folder is left then.
@@ -68,11 +86,22 @@ def start(config: SearchConfig, folder: Path) -> Run:
         problem = prepare(config)
         problem.check_reachable()
         _ = problem.consumer_inputs  # gathered, or refused, before there is a folder
-        run = Run.create(folder, config)
+        run = _created(folder, config, another)
         with run.writing():
             _keep_scores(run, problem)
             _Execution(run, problem, executor).go()
     return run
+
+
+def _created(folder: Path, config: SearchConfig, another: Callable[[], Path] | None) -> Run:
+    while True:
+        try:
+            return Run.create(folder, config)
+        except NameTaken:
+            if another is None:
+                raise
+            folder = another()
+            say(f"note: another search has taken the name meanwhile; this one is '{folder.name}'")
 
 
 def resume(run: Run, **elsewhere: Any) -> Run:

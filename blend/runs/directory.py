@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from blend.errors import InputError, nearest
 from blend.progress import say
-from blend.runs.folder import CONFIG, DATABASE, Run
+from blend.runs.folder import CONFIG, DATABASE, LONGEST_NAME, Run
 
 
 def run_folder(runs_dir: Path, name: str) -> Path:
@@ -17,6 +19,8 @@ def run_folder(runs_dir: Path, name: str) -> Path:
     """
     if not name or name.startswith(".") or Path(name).name != name:
         raise InputError(f"name must be a plain folder name, got '{name}'")
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        raise InputError(f"name must be of {LONGEST_NAME} bytes or fewer, got {len(os.fsencode(name))}")
     return runs_dir / name
 
 
@@ -36,20 +40,26 @@ def find_run(runs_dir: Path, name: str) -> Path:
         InputError: If there is no such run, with the nearest names.
     """
     for folder in (runs_dir / name, Path(name)):
-        if any((folder / name).is_file() for name in (CONFIG, DATABASE)):
+        if any(os.path.isfile(folder / file) for file in (CONFIG, DATABASE)):  # Path's own raises where names are long
             return folder
-    known = [run.name for run in all_runs(runs_dir)]
+    known = [folder.name for folder in _folders(runs_dir)]
     raise InputError(f"no run '{name}' in '{runs_dir}'{nearest(name, known)}")
 
 
-def all_runs(runs_dir: Path) -> list[Run]:
-    """Every run under a directory, oldest first; one that cannot be read is only told of."""
-    files = [path for name in (DATABASE, CONFIG) for path in runs_dir.glob(f"[!.]*/{name}")]  # drafts are hidden
-    times = {path.parent: path.stat().st_mtime for path in files}  # if it can be, of what is never changed
-    runs = []
-    for folder in sorted(times, key=lambda folder: times[folder]):
+def all_runs(runs_dir: Path) -> Iterator[Run]:
+    """Every run under a directory, oldest first, each open until the next; what cannot be read is only told of."""
+    for folder in _folders(runs_dir):
         try:
-            runs.append(Run(folder))
+            run = Run(folder)
         except InputError as error:
             say(f"note: {error}")
-    return runs
+            continue
+        yield run
+        run.close()
+
+
+def _folders(runs_dir: Path) -> list[Path]:
+    """Those of all runs, whole or not, oldest first."""
+    files = [path for name in (DATABASE, CONFIG) for path in runs_dir.glob(f"[!.]*/{name}")]  # drafts are hidden
+    times = {path.parent: path.stat().st_mtime for path in files}  # if it can be, of what is never changed
+    return sorted(times, key=lambda folder: times[folder])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from blend.config import SearchConfig
 
 LITTLE = 2**26  # bytes left on a disk
+LONGEST_NAME = 200  # bytes; file systems take 255, some of which a draft's name needs
 PATIENCE = 10  # times that a lock is tried
 ROUNDING = 1e-12  # SQLite reads numbers almost as Python writes them
 CONFIG, DATABASE, LOCK, STOP, WORK = "config.json", "run.db", "run.lock", "stop", "work"
@@ -67,7 +69,8 @@ class Run:
         """Makes a run folder; it appears under its name only when it is whole.
 
         Raises:
-            InputError: If the folder exists or cannot be written.
+            NameTaken: If the folder exists.
+            InputError: If it cannot be written.
         """
         check_free(folder)
         draft = folder.with_name(f".{folder.name}.{os.getpid()}.draft")
@@ -77,6 +80,7 @@ class Run:
             mode = Database.create(draft / DATABASE)
             draft.rename(folder)
         except (OSError, sqlite3.Error) as error:
+            check_free(folder)  # somebody else's may have appeared
             raise InputError(f"runs-dir must be a folder that can be written to: {error}") from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
@@ -250,14 +254,19 @@ class Run:
         return (self.folder / LOCK).open()
 
 
+class NameTaken(InputError):
+    """A run folder of that name exists."""
+
+
 def check_free(folder: Path) -> None:
     """Refuses a run folder that exists, or whose parent cannot be written to.
 
     Raises:
-        InputError: Saying which.
+        NameTaken: If it exists.
+        InputError: If it could not be written.
     """
     if folder.exists():
-        raise InputError(f"name '{folder.name}' is taken: '{folder}' exists")
+        raise NameTaken(f"name '{folder.name}' is taken: '{folder}' exists")
     try:
         try_making(folder)
     except OSError as error:
@@ -266,6 +275,8 @@ def check_free(folder: Path) -> None:
 
 def try_making(folder: Path) -> None:
     """Raises OSError if a folder cannot be made, without making it."""
+    if len(os.fsencode(folder.name)) > LONGEST_NAME:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
     with tempfile.TemporaryFile(dir=next(parent for parent in folder.absolute().parents if parent.exists())):
         pass
 

@@ -86,6 +86,7 @@ def refused(capsys, *arguments):
         (["digits", "--polish", "600"], "polish must be less than evaluations (600), of which it is a part, got 600"),
         (["digits", "--evaluations", "many"], "evaluations must be a whole number, got 'many'"),
         (["digits", "--name", "../escape"], "name must be a plain folder name"),
+        (["digits", "--name", "ä" * 150], "name must be of 200 bytes or fewer, got 300"),
         (["digits", "--no-such-option"], "No such option: --no-such-option"),
         ([], "Missing argument 'TASK'"),
     ],

@@ -330,6 +330,18 @@ def test_a_search_that_ran_out_of_time_is_not_searched_on_by_resuming(tmp_path, 
     assert summary(run)["ended"] == "time"
 
 
+def test_two_unnamed_searches_begun_at_the_same_time_both_get_a_name(tmp_path):
+    few = ["--evaluations", "8", "--population", "4", "--criteria", "l1,apoz", "--no-random-search"]
+    command = [*BLEND, "search", TASK, *few, "--runs-dir", tmp_path, "--json"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [search.communicate(timeout=120) for search in both]
+    assert [search.returncode for search in both] == [0, 0], told
+    names = sorted(json.loads(out)["id"] for out, _ in told)
+    assert names == sorted(folder.name for folder in tmp_path.iterdir())
+    assert names[1] == f"{names[0]}-2"
+    assert sum(f"this one is '{names[1]}'" in err for _, err in told) <= 1
+
+
 class TestWhatGoesWrongWithCandidates:
     """The loss tells candidates by its own value, and misbehaves for the first that is not the unpruned network."""
 

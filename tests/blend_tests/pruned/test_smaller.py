@@ -233,6 +233,9 @@ def test_refuses_the_criterion_of_another_network(capsys, tmp_path, criterion):
 def test_refuses_a_folder_that_is_there_before_it_works(capsys, tmp_path):
     (tmp_path / "out").mkdir()
     assert "out must be a folder that does not exist yet" in refused(capsys, "l1", "nowhere", "--out", tmp_path / "out")
+    too_long = refused(capsys, "l1", "nowhere", "--out", tmp_path / ("x" * 300))
+    assert "out must be a folder that can be made, got " in too_long
+    assert too_long.rstrip().endswith("File name too long")
 
 
 @pytest.mark.parametrize("broken", ["write_bytes", "write_text"])

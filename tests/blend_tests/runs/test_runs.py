@@ -1,4 +1,5 @@
 import os
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -218,9 +219,10 @@ def test_runs_are_found_by_name_or_path_with_the_nearest_names(run, tmp_path):
     assert open_run(Path("elsewhere"), str(run.folder)).folder == run.folder
     with pytest.raises(InputError, match=r"no run 'frist' in '.*runs'; did you mean 'first'\?"):
         open_run(runs_dir, "frist")
-    with pytest.raises(InputError, match=r"no run 'zzz' in '.*runs'$"):
-        open_run(runs_dir, "zzz")
-    assert all_runs(tmp_path / "nowhere") == []
+    for name in ("zzz", "x" * 300):
+        with pytest.raises(InputError, match=rf"no run '{name}' in '.*runs'$"):
+            open_run(runs_dir, name)
+    assert list(all_runs(tmp_path / "nowhere")) == []
     (run.folder / CONFIG).unlink()
     with pytest.raises(InputError, match=rf"'.*first' is not a run folder: it has no {CONFIG}"):
         open_run(runs_dir, "first")
@@ -235,6 +237,17 @@ def test_runs_are_listed_oldest_first_without_drafts(run):
     draft.mkdir()
     (draft / CONFIG).write_text("{}")
     assert [found.name for found in all_runs(runs_dir)] == ["first", second.name]
+
+
+def test_there_may_be_more_runs_than_files_that_may_be_open(tmp_path):
+    for number in range(40):
+        Run.create(tmp_path / f"run{number}", CONFIGURATION).close()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, hard))
+    try:
+        assert len(summaries(all_runs(tmp_path))) == 40
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.parametrize("lost", [CONFIG, DATABASE])
