@@ -210,6 +210,7 @@ class Pair(nn.Identity):
         (lambda t: replace(t, model=Pair()), "model must return one tensor, got tuple on the first held-out batch"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_a_broken_task_is_refused_in_one_line(task, broken, message):
     with pytest.raises(InputError, match=message) as caught:
         check_task(broken(task))
