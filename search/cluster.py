@@ -16,6 +16,7 @@ from search.worker import Failure
 T = TypeVar("T")
 R = TypeVar("R")
 
+QUIET = 30.0  # seconds without anything under way after which that is told
 LOSSES = 3  # times that an item's result may be lost before that is taken for its fault
 
 
@@ -35,11 +36,13 @@ class ClusterExecutor(ABC):
     Args:
         timeout: As for `LocalExecutor`; it counts from when a worker takes up an item. What hangs costs its worker
             process, which is ended.
+        tell: Is told, in one line, when no worker has taken up anything for a while.
     """
 
-    def __init__(self, timeout: float | None = None) -> None:
+    def __init__(self, timeout: float | None = None, tell: Callable[[str], None] | None = None) -> None:
         """Keep the time limit; whoever inherits connects."""
         self.patience = Patience(timeout)
+        self.tell = tell or (lambda line: None)
 
     @property
     @abstractmethod
@@ -52,7 +55,7 @@ class ClusterExecutor(ABC):
 
     @abstractmethod
     def _submit(self, sent: Parcel, item: Any) -> Any:
-        """Send an item on its way; return a handle on it."""
+        """Send an item on its way; return a handle on it, or None if the last worker has just gone."""
 
     @abstractmethod
     def _wait(self, handles: list[Any], seconds: float) -> Iterable[Any]:
@@ -105,16 +108,22 @@ class ClusterExecutor(ABC):
         """Yield every item's index and outcome, in the order of completion."""
         waiting, losses = deque(indices), Counter[int]()
         running: dict[Any, _Job] = {}
-        looked = time.monotonic()
+        looked, quiet = time.monotonic(), 0.0
         try:
             while waiting or running:
-                for _ in range(min(len(waiting), self.workers - len(running))):
-                    index = waiting.popleft()
-                    running[self._submit(sent, items[index])] = _Job(index)
+                workers = self.workers
+                for _ in range(min(len(waiting), workers - len(running))):
+                    if (handle := self._submit(sent, items[waiting[0]])) is None:
+                        break
+                    running[handle] = _Job(waiting.popleft())
                 done = self._wait(list(running), TICK)
                 looked, passed = time.monotonic(), min(time.monotonic() - looked, 2 * TICK)
                 for handle, job in running.items():
                     job.watch(self._place(handle), passed)
+                busy = done or (workers and any(job.place is not None for job in running.values()))
+                before, quiet = quiet, 0.0 if busy else quiet + passed
+                if before <= QUIET < quiet:
+                    self.tell(_what_is_awaited(workers))
                 for handle in done:
                     job = running.pop(handle)
                     outcome = self._judged(handle, job)
@@ -139,6 +148,15 @@ class ClusterExecutor(ABC):
         if not isinstance(outcome, Trouble):
             self.patience.took(job.seconds)
         return outcome
+
+
+def _what_is_awaited(workers: int) -> str:
+    if workers == 0:
+        return "the cluster has no worker; it goes on when one joins"
+    return (
+        f"none of the cluster's {workers} workers has taken up anything for {QUIET:g} s: they may have other work, or "
+        "too little memory free to begin; it goes on when one does"
+    )
 
 
 @dataclass

@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from functools import partial
@@ -32,15 +32,16 @@ class DaskExecutor(ClusterExecutor):
     Args:
         address: Of the scheduler, like ``tcp://host:8786``.
         timeout: As for `ClusterExecutor`.
+        tell: As for `ClusterExecutor`.
 
     Raises:
         SearchError: If distributed is not installed.
         SearchValueError: If no scheduler answers there.
     """
 
-    def __init__(self, address: str, timeout: float | None = None) -> None:
+    def __init__(self, address: str, timeout: float | None = None, tell: Callable[[str], None] | None = None) -> None:
         """Connect."""
-        super().__init__(timeout)
+        super().__init__(timeout, tell)
         try:
             self._distributed: Any = import_module("distributed")
         except ImportError as error:
@@ -71,7 +72,10 @@ class DaskExecutor(ClusterExecutor):
         self._client.close()
 
     def _submit(self, sent: Parcel, item: Any) -> Any:
-        self._sent = cargo = {key: self._share(key, thing) for key, thing in sent.cargo.items()}
+        try:
+            self._sent = cargo = {key: self._share(key, thing) for key, thing in sent.cargo.items()}
+        except TimeoutError:  # there is nobody to share it with
+            return None
         key = f"blend-{uuid4()}"
         return self._client.submit(_run, self._topic, key, sent.pickled, cargo, item, key=key)
 

@@ -36,15 +36,16 @@ class RayExecutor(ClusterExecutor):
     Args:
         address: Of the head, like ``host:6379``; this machine must be a node of its cluster.
         timeout: As for `ClusterExecutor`.
+        tell: As for `ClusterExecutor`.
 
     Raises:
         SearchError: If ray is not installed.
         SearchValueError: If no head answers there.
     """
 
-    def __init__(self, address: str, timeout: float | None = None) -> None:
+    def __init__(self, address: str, timeout: float | None = None, tell: Callable[[str], None] | None = None) -> None:
         """Connect."""
-        super().__init__(timeout)
+        super().__init__(timeout, tell)
         self.address = address
         with _hooks_kept():
             try:

@@ -43,8 +43,10 @@ def dask_scheduler(allowed_failures: int = 3) -> Iterator[tuple[str, subprocess.
         if found := re.search(r"Scheduler at:\s+(tcp://\S+)", line):
             break
     threading.Thread(target=process.stderr.read, daemon=True).start()
-    yield found[1], process
-    _end(process)
+    try:
+        yield found[1], process
+    finally:
+        _end(process)
 
 
 class DaskWorkers:
@@ -86,14 +88,18 @@ def ray_head(cpus: int = 2, **environment: str) -> Iterator[tuple[str, subproces
     process = _ray_node(*options, cpus=cpus, **environment)
     while not Path(folder, "ray_current_cluster").exists() and process.poll() is None:
         time.sleep(0.1)
-    yield address, process
-    _end(process)
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield address, process
+    finally:
+        _end(process)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def ray_node(address: str, cpus: int = 1) -> Iterator[subprocess.Popen[str]]:
     """One more node, which joins when it is ready; its process."""
     process = _ray_node("--address", address, cpus=cpus)
-    yield process
-    _end(process)
+    try:
+        yield process
+    finally:
+        _end(process)

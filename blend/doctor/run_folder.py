@@ -132,6 +132,8 @@ def _advice(run: Run, broken: bool, stuck: bool) -> str:
     match run.status:
         case _ if broken:
             return "do not resume; restore the folder from a backup, or search again with the same seed"
+        case "running" if stuck:
+            return f"make room on its disk, or it will end at its next commit; go on then: blend resume {run.folder}"
         case _ if stuck:
             return f"it is whole, but its disk takes nothing; when that is mended: blend resume {run.folder}"
         case "running":

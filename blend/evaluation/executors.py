@@ -18,6 +18,7 @@ from typing import Any
 from blend.config import SearchConfig
 from blend.errors import InputError
 from blend.evaluation.workspace import Workspace
+from blend.progress import say
 from search.cargo import Cargo
 from search.errors import SearchError
 from search.executor import GROWTH, Executor, LocalExecutor
@@ -38,12 +39,12 @@ def open_executor(config: SearchConfig) -> Executor:
         executor.start("blend.evaluation")
         return executor
     try:
-        return _cluster(config.executor)(config.address, config.timeout)
+        return _cluster(config.executor)(config.address, config.timeout, lambda line: say(f"note: {line}"))
     except SearchError as error:
         raise InputError(f"--{error}") from error  # it begins with the name of the parameter
 
 
-def _cluster(executor: str) -> Callable[[str, float | None], Executor]:
+def _cluster(executor: str) -> Callable[[str, float | None, Callable[[str], None]], Executor]:
     if executor == "dask":
         from search.dask_executor import DaskExecutor
 

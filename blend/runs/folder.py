@@ -265,7 +265,7 @@ def check_free(folder: Path) -> None:
         NameTaken: If it exists.
         InputError: If it could not be written.
     """
-    if folder.exists():
+    if os.path.lexists(folder):  # Path's own raises where a name is too long
         raise NameTaken(f"name '{folder.name}' is taken: '{folder}' exists")
     try:
         try_making(folder)

@@ -159,6 +159,44 @@ def test_a_wrong_timeout_is_refused(cluster):
         cluster[0](timeout=-1)
 
 
+def test_a_cluster_without_workers_is_told_of_and_waited_for(tmp_path, monkeypatch):
+    pytest.importorskip("distributed")
+    from search.dask_executor import DaskExecutor
+
+    monkeypatch.setattr("search.cluster.QUIET", 1.5)
+    told = []
+    with dask_scheduler() as (address, _), DaskExecutor(address) as executor:
+        workers = DaskWorkers(address, tmp_path)
+        executor.tell = lambda line: (told.append(line), workers.start(nanny=False))
+        results = dict(executor.run(toy.square, range(3)))
+        workers.end()
+    assert results == {0: 0, 1: 1, 2: 4}
+    assert told == ["the cluster has no worker; it goes on when one joins"]
+
+
+def test_a_last_worker_that_goes_just_before_the_cargo_does_is_waited_for(tmp_path, monkeypatch):
+    pytest.importorskip("distributed")
+    from search.dask_executor import DaskExecutor
+
+    class Late(DaskExecutor):
+        """Hears only then that there is nobody."""
+
+        workers = property(lambda self: max(1, DaskExecutor.workers.fget(self)))
+
+        def _submit(self, sent, item):
+            handle = super()._submit(sent, item)
+            if handle is None and not workers.processes:
+                workers.start(nanny=False)
+            return handle
+
+    monkeypatch.setattr("search.dask_executor.CONNECT", 2.0)
+    with dask_scheduler() as (address, _), Late(address) as executor:
+        workers = DaskWorkers(address, tmp_path)
+        results = dict(executor.run(partial(add, Heavy(tmp_path / "log", "it"), 1), range(3)))
+        workers.end()
+    assert {item: number for item, (number, _) in results.items()} == {0: 6, 1: 7, 2: 8}
+
+
 def test_a_dask_scheduler_that_goes_is_told_of(tmp_path, monkeypatch):
     pytest.importorskip("distributed")
     from search.dask_executor import DaskExecutor

@@ -111,8 +111,8 @@ def hungry_at_three(item):
     """Takes five gigabytes at three, and the board along, once it has been looked at."""
     if item == 3:
         time.sleep(3 * TICK)
-        for process in psutil.process_iter():
-            if "ray::_Board" in process.name():
+        for process in psutil.process_iter(["name"]):
+            if "ray::_Board" in (process.info["name"] or ""):
                 process.kill()
         held = []
         while len(held) < 50:
@@ -129,3 +129,24 @@ def test_what_needs_more_memory_than_there_is_fails_alone():
     with ray_head(**limits) as (address, _), RayExecutor(address) as executor:
         results = dict(executor.run(hungry_at_three, range(6)))
     assert results == {3: Failure(KILLED), **{i: i for i in (0, 1, 2, 4, 5)}}
+
+
+@pytest.mark.slow
+def test_memory_that_others_take_is_told_of_and_waited_for(monkeypatch):
+    monkeypatch.setattr("search.cluster.QUIET", 15.0)
+    hoard = "x = b'x' * 4_000_000_000; print(flush=True); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    hog = subprocess.Popen([sys.executable, "-c", hoard], **pipes)
+    hog.stdout.readline()
+    memory, told = psutil.virtual_memory(), []
+    limit = 1 - (memory.available + 1.5e9) / memory.total
+    limits = {"RAY_memory_usage_threshold": f"{limit:.3f}", "RAY_memory_monitor_refresh_ms": "100"}
+    with ray_head(**limits) as (address, _), RayExecutor(address) as executor:
+        executor.tell = lambda line: (told.append(line), hog.kill())
+        results = dict(executor.run(abs, range(4)))
+    hog.wait()
+    assert results == {i: i for i in range(4)}
+    assert told == [
+        "none of the cluster's 2 workers has taken up anything for 15 s: they may have other work, or too little "
+        "memory free to begin; it goes on when one does"
+    ]

@@ -79,6 +79,9 @@ def test_names(tmp_path, run):
     check_free(tmp_path / "second run")
     check_free(tmp_path / "deep" / "down" / "there")
     assert not (tmp_path / "deep").exists()
+    for length in (201, 300):
+        with pytest.raises(InputError, match="File name too long"):
+            check_free(tmp_path / ("x" * length))
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="runs-dir must be a folder that can be written to"):
         check_free(tmp_path / "file" / "first")
