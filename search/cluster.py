@@ -16,7 +16,7 @@ from search.worker import Failure
 T = TypeVar("T")
 R = TypeVar("R")
 
-QUIET = 30.0  # seconds without anything under way after which that is told
+QUIET = 15.0  # seconds without anything under way after which that is told
 LOSSES = 3  # times that an item's result may be lost before that is taken for its fault
 
 

@@ -132,8 +132,7 @@ def test_what_needs_more_memory_than_there_is_fails_alone():
 
 
 @pytest.mark.slow
-def test_memory_that_others_take_is_told_of_and_waited_for(monkeypatch):
-    monkeypatch.setattr("search.cluster.QUIET", 15.0)
+def test_memory_that_others_take_is_told_of_and_waited_for():
     hoard = "x = b'x' * 4_000_000_000; print(flush=True); input()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     hog = subprocess.Popen([sys.executable, "-c", hoard], **pipes)
