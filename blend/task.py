@@ -207,8 +207,10 @@ def check_task(task: Task, calibration_loss: str = "task") -> Splits:
 def _check_weights(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise InputError(f"model must be as it was before torch.jit, got {type(model).__name__}")
+    if scripted := [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]:
+        where = f" in '{scripted[0]}'" if scripted[0] else ""
+        what = type(model.get_submodule(scripted[0])).__name__
+        raise InputError(f"model must be as it was before torch.jit, got {what}{where}")
     dtypes = sorted({str(weight.dtype).removeprefix("torch.") for weight in model.parameters()})
     if len(dtypes) > 1:
         raise InputError(f"the parameters of the model must have one dtype, got {' and '.join(dtypes)}")

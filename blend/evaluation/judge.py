@@ -22,6 +22,7 @@ from blend.evaluation.racing import estimate, is_hopeless, weighted_mean
 from blend.pruning import reproducibly
 from blend.pruning.inference import InferenceNetwork, portions
 from blend.pruning.prefixes import PrefixCache
+from blend.pruning.slicing import FORWARD_ERRORS, raise_if_out_of_memory
 from blend.task import Split
 from criteria.graph import ChannelGraph, Keep
 
@@ -97,8 +98,9 @@ class Judge:
     ) -> None:  # fmt: skip
         self.device = own_device(settings.device)
         with reproducibly():
-            network = _fast_layout(placed(model, self.device), calibration)
             example = calibration[:EXAMPLES].to(self.device)
+            network, self.layout = _in_fast_layout(placed(model, self.device), example)
+            example = example.to(memory_format=self.layout)
             self.network = InferenceNetwork(network, graph, example, settings.precision, cache=cache)
         absorbed = absorbed_means(graph) if settings.recalibration_images else frozenset()
         self.compensation = Compensation(model, known, absorbed)
@@ -193,12 +195,23 @@ class Judge:
     def _ready(self, inputs: Tensor) -> Tensor:
         """Inputs as the network takes them: device, layout, precision; whole numbers (tokens) stay as they are."""
         precision = self.settings.precision if inputs.is_floating_point() else None
-        layout = torch.channels_last if inputs.ndim == 4 else torch.preserve_format
-        return inputs.to(self.device, inputs.dtype if precision is None else precision, memory_format=layout)
+        dtype = inputs.dtype if precision is None else precision
+        return inputs.to(self.device, dtype, memory_format=self.layout)
 
 
-def _fast_layout(model: nn.Module, inputs: Tensor) -> nn.Module:
-    if inputs.ndim == 4:
-        copied = copy.deepcopy(model)  # it would change the caller's
-        return copied.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
-    return model
+def _in_fast_layout(model: nn.Module, example: Tensor) -> tuple[nn.Module, torch.memory_format]:
+    """The network, and how it wants its inputs: channels last where it takes images and its forward stands that.
+
+    One that flattens maps by ``view`` does not.
+    """
+    if example.ndim != 4:
+        return model, torch.preserve_format
+    copied = copy.deepcopy(model).eval()  # it would change the caller's
+    copied = copied.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        with torch.no_grad():
+            copied(example.to(memory_format=torch.channels_last))
+    except FORWARD_ERRORS as error:
+        raise_if_out_of_memory(error)
+        return model, torch.contiguous_format
+    return copied, torch.channels_last

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,8 @@ import cloudpickle
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from blend.compensation.consumer_inputs import Reading, rejoined, statistics_only
 from blend.device import kept_on
@@ -64,7 +66,7 @@ class Workspace:
             np.save(folder / f"moments-{number}.npy", moments)
             bare.append(reading)
         with (folder / "judge.pickle").open("wb") as file:
-            cloudpickle.dump((task.model, graph, task.loss, task.metric, settings, bare), file)
+            cloudpickle.dump((_plain(task.model), graph, task.loss, task.metric, settings, bare), file)
 
     def judge(self, *, half: bool = False) -> Judge:
         """This process' judge, for candidates in half precision if asked for; loaded at the first call."""
@@ -108,6 +110,22 @@ class TestEvaluation:
         """The metric's value for each test example, shape (examples,)."""
         judge = self.workspace.judge()
         return judge.measure(unpack(phenotype, len(judge.graph)), self.workspace.split("test", judge.device))[1]
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    """The network; a copy with weights as they are, where they are computed from others: that cannot be pickled."""
+    if not any(map(parametrize.is_parametrized, model.modules())):
+        return model
+    copied: nn.Module = copy.deepcopy(model).eval()
+    for module in list(filter(parametrize.is_parametrized, copied.modules())):
+        parametrized: Any = module
+        weights = {name: getattr(module, name) for name in parametrized.parametrizations}
+        del parametrized.parametrizations
+        # Torch's own way of removing them would remove them from the class, which the original is of, too.
+        module.__class__ = type(module).__bases__[0]
+        for name, weight in weights.items():
+            module.register_parameter(name, nn.Parameter(weight.detach().clone()))
+    return copied
 
 
 @lru_cache(maxsize=2)

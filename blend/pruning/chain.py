@@ -114,9 +114,16 @@ def chained(traced: GraphModule, network: nn.Module, graph: ChannelGraph) -> Cha
     names = {module: name for name, module in network.named_modules()}
     held: dict[str, set[int]] = {}
     for axis in graph.axes:
-        held.setdefault(axis.tensor.rpartition(".")[0], set()).update(axis.owner[axis.owner >= 0].tolist())
+        layer = axis.tensor.rpartition(".")[0] or axis.tensor  # the network's own are layers by themselves
+        held.setdefault(layer, set()).update(axis.owner[axis.owner >= 0].tolist())
     parts = list(_parts(traced))
-    layers = [[names[module] for module in part.modules() if module in names] for part in parts]
+    layers = [
+        [
+            *(names[module] for module in part.modules() if module in names),
+            *(str(node.target) for node in part.graph.nodes if node.op == "get_attr"),
+        ]
+        for part in parts
+    ]
     channels = [sorted(set().union(*(held.get(layer, ()) for layer in some))) for some in layers]
     return Chain(parts, [np.array(some, dtype=np.int64) for some in channels])
 

@@ -97,7 +97,7 @@ def fused(network: nn.Module, folds: Collection[tuple[nn.Module, Norm]]) -> Grap
         folds: Layers, and the BatchNorm that alone reads their output.
 
     Raises:
-        TypeError: There is nothing to fuse, or what is there cannot be run in another form.
+        TypeError: What is there cannot be run in another form.
         Exception: Of any kind, from a forward that `torch.fx` cannot trace.
     """
     traced = copy.deepcopy(network)  # its forward may leave something behind
@@ -114,8 +114,6 @@ def fused(network: nn.Module, folds: Collection[tuple[nn.Module, Norm]]) -> Grap
                 chain.nodes[-1].replace_all_uses_with(graph.call_module(name, inputs))
             for done in reversed(chain.nodes):
                 graph.erase_node(done)
-    if not any(isinstance(part, FusedConv) for part in parts.values()):
-        raise TypeError("there is nothing to fuse")
     return GraphModule(parts, graph).eval()
 
 
@@ -191,13 +189,17 @@ def _clamp(node: Node | None, parts: Mapping[Any, Any]) -> Range:
 
 
 def _parts(network: nn.Module, traced: nn.Module, names: Collection[Any]) -> dict[Any, Any]:
-    """The layers of a network by name, and the constants that were met when it was traced."""
-    modules, own = dict(network.named_modules()), network.state_dict()
-    if found := sorted(own.keys() & set(names)):
-        raise TypeError(f"{found[0]} belongs to no layer")
+    """The layers of a network by name, its own tensors, and the constants that were met when it was traced."""
+    modules = dict(network.named_modules())
+    own = {name for name, _ in (*network.named_parameters(), *network.named_buffers())}
+    if found := sorted(name for name in own & set(names) if "." in name):
+        raise TypeError(f"{found[0]} is read without its layer, which may be given a bias")
     if hooked := [name for name, module in modules.items() if name not in names and not _is_plain(module)]:
         raise TypeError(f"hooks of {hooked[0] or 'the network'} would not be called")
-    return {name: modules[name] if name in modules else attrgetter(name)(traced) for name in names}
+    return {
+        name: modules[name] if name in modules else attrgetter(name)(network if name in own else traced)
+        for name in names
+    }
 
 
 def _is_plain(module: nn.Module) -> bool:

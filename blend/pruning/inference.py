@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from blend.pruning.chain import Chain, chained
-from blend.pruning.fusion import fused
+from blend.pruning.fusion import FusedConv, fused
 from blend.pruning.norms import Norm
 from blend.pruning.prefixes import PrefixCache
 from blend.pruning.slicing import FORWARD_ERRORS, TOLERANCES, PrunedNetwork, raise_if_out_of_memory, recalibrate
@@ -38,9 +39,10 @@ class InferenceNetwork:
         example: Inputs, some tens at best.
         precision: What layers compute in; BatchNorm statistics and folding stay in the network's own. None for the
             network's own everywhere.
-        fuse: Whether to try out fused convolutions; they pay where more than a few networks are run.
-        cache: Keeps what the first layers have made, where convolutions are fused. All that :meth:`prune` is given but
-            the channels must be the same each time then, or depend on the channels that a tensor holds alone.
+        fuse: Whether to try out fused convolutions and parts; they pay where more than a few networks are run.
+        cache: Keeps what the first layers have made, on a CPU and where the network can be traced. All that
+            :meth:`prune` is given but the channels must be the same each time then, or depend on the channels that a
+            tensor holds alone.
 
     Attributes:
         bytes_per_image: What the largest input of a BatchNorm takes for one image; 0 if that is not known.
@@ -61,15 +63,15 @@ class InferenceNetwork:
             norm.alone = True
         if self._norms:
             expected = _plain_outputs(PrunedNetwork(model, graph), example)
-            if self._agrees(expected, example):
+            if self._agrees(expected, example) or _agrees_in_double(model, graph, example):
                 self.bytes_per_image = max(norm.largest for norm in self._norms.values()) / len(example)
-                if fuse and example.is_cpu:
-                    self._fuse(example, precision, cache)
             else:
                 self.network = PrunedNetwork(model, graph)
                 self._plain = self._fused = Chain([self.network.shell])
                 self._cast = _castable(self.network.shell)
-                self._norms, self._folds = {}, []
+                self._norms, self._folds, fuse = {}, [], False
+        if fuse and example.is_cpu:
+            self._fuse(example, precision, cache)
         self.precision = precision
 
     def prune(
@@ -119,17 +121,25 @@ class InferenceNetwork:
         }
 
     def _fuse(self, example: Tensor, precision: torch.dtype | None, cache: PrefixCache | None) -> None:
-        """Has convolutions do what follows them, too, where the network and the processor stand it.
+        """Has convolutions do what follows them, too, and cuts the network into parts, where it stands that.
 
-        That is tried out on a pruned network, as what is traced may hold sizes of the unpruned one.
+        That is tried out on pruned networks, as what is traced holds sizes that the forward reads from its layers:
+        those of the unpruned one.
         """
-        halved = np.concatenate([np.arange(group.size) <= group.size // 2 for group in self.network.graph.groups])
-        of_half = self._outputs(example, halved)
+        groups = self.network.graph.groups
+        masks = [np.concatenate([_first(group.size, share) for group in groups]) for share in (0.5, 0.25)]
+        plain = [self._outputs(example, mask) for mask in masks]
+        self.network.prune(np.ones_like(masks[0]))
         try:
             with redirect_stderr(StringIO()):  # in which torch.fx says more about an error
                 traced = fused(self.network.shell, [(layer, norm) for layer, norm, _ in self._folds])
                 self._fused = chained(traced, self.network.shell, self.network.graph)
-                stands_it = of_half is not None and self._agrees(of_half, example, halved)
+                # Whatever the cache is, the bits are to be the same.
+                pays = len(self._fused.parts) > 1 or any(isinstance(layer, FusedConv) for layer in traced.modules())
+                stands_it = pays and all(
+                    outputs is not None and self._agrees(outputs, example, mask)
+                    for outputs, mask in zip(plain, masks, strict=True)
+                )
                 self.precision = precision
                 cast = precision is not None and example.is_floating_point()
                 stands_it &= self._outputs(example.to(precision) if cast else example) is not None
@@ -161,6 +171,11 @@ class InferenceNetwork:
         return outputs
 
 
+def _first(size: int, share: float) -> Keep:
+    """Keeps a share of a group's channels and one more, but never all if there are two."""
+    return np.arange(size) < max(1, min(int(size * share) + 1, size - 1))
+
+
 def _plain_outputs(network: PrunedNetwork, example: Tensor) -> Tensor:
     """Of the unpruned network, after a pass in training mode on one large batch."""
     with torch.no_grad():
@@ -168,6 +183,18 @@ def _plain_outputs(network: PrunedNetwork, example: Tensor) -> Tensor:
         recalibrate(plain, [example])
         outputs: Tensor = plain(example)
     return outputs
+
+
+def _agrees_in_double(model: nn.Module, graph: ChannelGraph, example: Tensor) -> bool:
+    """Whether its outputs would be those expected but for rounding, which deep networks make much of."""
+    if next(model.parameters()).dtype is torch.float64 or not example.is_floating_point():
+        return False
+    try:
+        network = InferenceNetwork(copy.deepcopy(model).double(), graph, example.double(), fuse=False)
+    except FORWARD_ERRORS as error:  # something in it has a type of its own, or the device knows no doubles
+        raise_if_out_of_memory(error)
+        return False
+    return bool(network._norms)
 
 
 def _replace_norms(network: nn.Module) -> dict[str, Norm]:
@@ -186,11 +213,14 @@ def _foldable(network: nn.Module, graph: ChannelGraph, norms: dict[str, Norm]) -
     return [(layer, norm) for layer, norm in layers if not is_transposed(layer)]
 
 
-def _castable(network: nn.Module) -> list[nn.Parameter]:
-    """The parameters of all layers but BatchNorm."""
+def _castable(network: nn.Module) -> list[Tensor]:
+    """The parameters of all layers but BatchNorm, and constants that a user's modules keep as buffers."""
     norms = [module for module in network.modules() if isinstance(module, BATCH_NORM)]
     whole = {id(parameter) for norm in norms for parameter in norm.parameters()}
-    return [p for p in network.parameters() if id(p) not in whole and p.is_floating_point()]
+    others = [m for m in network.modules() if not type(m).__module__.startswith("torch.") and not isinstance(m, Norm)]
+    buffers = [buffer for module in others if module not in norms for buffer in module.buffers(recurse=False)]
+    tensors = [p for p in network.parameters() if id(p) not in whole] + buffers
+    return [tensor for tensor in tensors if tensor.is_floating_point()]
 
 
 def portions(images: Tensor, batch_size: int) -> tuple[Tensor, ...]:

@@ -121,8 +121,9 @@ class PrunedNetwork:
 def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
     """Re-estimates the BatchNorm statistics of a pruned network, in place.
 
-    Statistics are reset and averaged over the batches (cumulative average); weights, dropout and everything else stay
-    in evaluation mode. Without labels and without gradients. Without any batch, statistics stay as they are.
+    Statistics are reset and averaged over the batches (cumulative average); those of a BatchNorm that the forward does
+    not call, weights, dropout and everything else stay as they are, in evaluation mode. Without labels and without
+    gradients. Without any batch, statistics stay as they are.
 
     Args:
         network: A network in evaluation mode.
@@ -132,7 +133,7 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
         InputError: A batch is no tensor; statistics stay as they were.
     """
     norms = [module for module in network.modules() if isinstance(module, BATCH_NORM) and module.track_running_stats]
-    before = [(norm.momentum, norm.training) for norm in norms]
+    before = [(norm.momentum, norm.training, [buffer.clone() for buffer in norm.buffers()]) for norm in norms]
     try:
         with torch.no_grad():
             for number, inputs in enumerate(batches if norms else ()):
@@ -146,9 +147,12 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
                         norm.train()
                 network(inputs)
     finally:
-        for norm, (momentum, training) in zip(norms, before, strict=True):
+        for norm, (momentum, training, buffers) in zip(norms, before, strict=True):
             norm.momentum = momentum
             norm.train(training)
+            if not norm.num_batches_tracked:  # never called: its statistics are used elsewhere, or not at all
+                for buffer, value in zip(norm.buffers(), buffers, strict=True):
+                    buffer.copy_(value)
 
 
 def check_slicing(model: nn.Module, graph: ChannelGraph, example_input: Tensor, seed: int = 0) -> None:

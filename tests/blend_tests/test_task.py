@@ -179,6 +179,10 @@ class Pair(nn.Identity):
         (lambda t: with_weight(t, float("nan")), "weights of the model must be finite, .* in 5.weight"),
         (made_for_inference, r"must not be made in torch.inference_mode\(\), got such as 5.weight"),
         (lambda t: replace(t, model=torch.jit.trace(t.model, t.example_input)), "before torch.jit, got TopLevelTraced"),
+        (
+            lambda t: replace(t, model=nn.Sequential(t.model, torch.jit.script(nn.ReLU()))),
+            "before torch.jit, got RecursiveScriptModule in '1'",
+        ),
         (with_double_classifier, "must have one dtype, got float32 and float64"),
         (lambda t: replace(t, example_input=torch.zeros(0, 3, 8, 8)), r"at least one input, got shape \(0, 3, 8, 8\)"),
         (lambda t: replace(t, example_input=[1]), "example_input must be a batch .* got list"),

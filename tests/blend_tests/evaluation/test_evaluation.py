@@ -243,6 +243,49 @@ def test_networks_and_data_of_every_precision(tmp_path, precision):
     assert math.isfinite(HeldoutEvaluation(workspace)(pack(random_keep(graph, 1)))["loss"])
 
 
+class Flattening(nn.Module):
+    """Takes its maps apart by ``view``, which wants channels first."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Linear(6 * 256, 5)
+
+    def forward(self, x):
+        x = self.norm(self.conv(x)).relu()
+        return self.head(x.view(x.size(0), -1))
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_a_forward_that_wants_channels_first_has_them(layout, precision):
+    model = Flattening().eval()
+    graph, heldout = ChannelGraph.build(model, images(2)), split()
+    keep = np.arange(len(graph)) % 2 == 0
+    calibration = images(40, seed=2).to(memory_format=layout)
+    judge = judge_of(model, graph, calibration=calibration, precision=precision)
+    pruned = PrunedNetwork(model, graph).extract(keep)
+    expected = recalibrated_by_training(pruned, [images(40, seed=2)])(heldout.inputs).detach()
+    loss = float(F.cross_entropy(expected, heldout.targets))
+    assert judge.judge(keep, heldout)["loss"] == pytest.approx(loss, rel=1e-4 if precision is None else 0.05)
+
+
+@pytest.mark.parametrize("name", ["weight_norm", "spectral_norm"])
+def test_a_network_with_computed_weights_travels_to_workers(tmp_path, name):
+    task = load_task(TASK, {"steps": "1"}, 0)
+    last = getattr(nn.utils.parametrizations, name)(nn.Conv2d(8, 8, 3))
+    layers = [nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), last]
+    task.model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
+    splits = Splits(*(Split(*pair, "split") for pair in (task.calibration, task.heldout, task.test)))
+    graph = ChannelGraph.build(task.model, splits.test.inputs[:2])
+    workspace = Workspace(str(tmp_path / "work"), TASK, token=name)
+    workspace.write(task, graph, splits, Settings())
+    keep = random_keep(graph, 1)
+    here = Judge(task.model, graph, task.loss, task.metric, splits.calibration.inputs[:256], Settings())
+    there = HeldoutEvaluation(workspace)(pack(keep))
+    assert nn.utils.parametrize.is_parametrized(last)
+    assert there["loss"] == pytest.approx(here.judge(keep, splits.heldout)["loss"], rel=1e-6)
+
+
 @pytest.mark.parametrize("images", [0, 1, 2])
 def test_a_batchnorm_of_one_value_an_image_needs_no_recalibration_images_to_be_loaded(tmp_path, images):
     task = load_task(TASK, {"steps": "1"}, 0)

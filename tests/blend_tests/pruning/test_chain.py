@@ -50,6 +50,21 @@ def are_equal(one, other):
     return torch.equal(one[0], other[0]) and all(torch.equal(one[1][name], other[1][name]) for name in one[1])
 
 
+@pytest.mark.parametrize("activation", [nn.SiLU, nn.ReLU])
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.Identity])
+def test_nothing_need_be_fused(norm, activation):
+    torch.manual_seed(0)
+    layers = [(nn.Conv2d(a, b, 3, padding=1), norm(b), activation()) for a, b in ((3, 8), (8, 8), (8, 6))]
+    flat = [layer for block in layers for layer in block]
+    model = nn.Sequential(*flat, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)).eval()
+    graph = ChannelGraph.build(model, images(2, 8))
+    network, cache = cached(model, graph, images(4, 8))
+    plain = InferenceNetwork(model, graph, images(4, 8))
+    for keep in masks(graph):
+        assert are_equal(outputs(network, keep, images(6, 8, seed=1)), outputs(plain, keep, images(6, 8, seed=1)))
+    assert cache.hits > 0
+
+
 @pytest.mark.parametrize("name", ["resnet20", "mobilenetv2", "vgg16_bn"])
 def test_outputs_and_statistics_are_the_same_bits_and_found_again(name):
     model, graph = graph_of(name)

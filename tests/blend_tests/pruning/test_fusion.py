@@ -196,14 +196,38 @@ def test_volumes():
     assert torch.allclose(outputs, plain, rtol=1e-5, atol=1e-6)
 
 
-def test_what_is_in_double_precision_or_has_tensors_of_its_own_is_run_as_it_is():
+def test_what_is_in_double_precision_or_reads_tensors_of_its_layers_is_run_as_it_is():
     model = Block(lambda net, x, y: F.relu(y)).eval()
     double, _ = prepared(copy.deepcopy(model).double(), example=images(8).double())
     assert fused_in(double._fused) == []
-    model.body = lambda net, x, y: F.relu(y) * net.factor
-    model.factor = nn.Parameter(torch.ones(()))
+    model.body = lambda net, x, y: F.relu(y) * net.head.bias.mean()
     network, _ = prepared(model)
     assert fused_in(network._fused) == []
+
+
+class WithConstants(Block):
+    """Tensors of its own: one that is as wide as a layer, and two that are not, of which one is not saved."""
+
+    def __init__(self):
+        super().__init__(lambda net, x, y: net.norm2(net.next(F.relu(y * net.scale))))
+        self.next = nn.Conv2d(6, 6, 3, padding=1)
+        self.scale = nn.Parameter(torch.linspace(0.5, 1.5, 6).view(6, 1, 1))
+        self.register_buffer("mean", torch.rand(3, 1, 1))
+        self.register_buffer("deviation", torch.rand(3, 1, 1) + 0.5, persistent=False)
+
+    def forward(self, x):
+        return super().forward((x - self.mean) / self.deviation)
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_constants_of_the_network_may_be_read(precision):
+    network, keep = prepared(WithConstants().eval(), precision)
+    inputs = images(16, seed=1).to(precision or torch.float32)
+    for mask in (keep, np.roll(keep, 1), keep):
+        outputs, plain = run(network, mask, inputs)
+        tolerance = 1e-5 if precision is None else 0.03
+        assert torch.allclose(outputs, plain, rtol=tolerance, atol=tolerance)
+    assert len(network._fused.parts) > 1
 
 
 class WithSizes(nn.Module):
@@ -228,6 +252,32 @@ def test_sizes_that_a_forward_reads_are_those_of_the_pruned_network(fusible, cap
     assert torch.equal(outputs, plain)
     assert fused_in(network._fused) == []
     assert capsys.readouterr().err == ""
+
+
+class Spatial(nn.Module):
+    """Attention over places: with another number of channels its reshaping is possible, and wrong."""
+
+    def __init__(self, width=12):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width)
+        self.next, self.norm2, self.head = nn.Conv2d(width, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        y = F.relu(self.norm(self.conv(x)))
+        weights = torch.softmax(y.reshape(y.shape[0], self.conv.out_channels, -1), -1).reshape(y.shape)
+        return self.head(F.relu(self.norm2(self.next(y * weights * x.shape[2] * x.shape[3]))).mean((2, 3)))
+
+
+@pytest.mark.parametrize(("width", "kept"), [(12, 12), (12, 7), (12, 4), (12, 3), (2, 1), (3, 2), (3, 1), (4, 3)])
+def test_sizes_that_fit_with_other_numbers_of_channels_do_not_stay(width, kept):
+    torch.manual_seed(0)
+    side = 14 if width == 12 else 12
+    network, keep = prepared(Spatial(width).eval(), example=images(8, side))
+    keep[:] = True
+    keep[next(iter(network.network.graph.slices.values()))] = np.arange(width) < kept
+    outputs, plain = run(network, keep, images(16, side, seed=1))
+    assert torch.equal(outputs, plain)
+    assert not torch.equal(outputs, outputs[:1].expand_as(outputs))
 
 
 class Autocast(Block):

@@ -122,6 +122,16 @@ def test_a_network_that_cannot_be_folded_is_run_as_it_is(body):
     assert close(outputs_of(network.prune(keep, [inputs]), inputs), outputs_of(plain, inputs))
 
 
+def test_rounding_alone_does_not_make_a_network_slow():
+    model, graph = graph_of("resnet20")
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        model.stem[0].weight[0] *= 1e-4  # whose variance is lost beside its mean
+        model.stem[0].bias = nn.Parameter(torch.full((4,), 1000.0))
+    network = InferenceNetwork(model, graph, images(8))
+    assert is_fast(network)
+
+
 @pytest.mark.parametrize(
     "error",
     [MemoryError(), torch.cuda.OutOfMemoryError("out"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],

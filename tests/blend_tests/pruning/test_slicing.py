@@ -188,6 +188,18 @@ def test_recalibration_leaves_all_else_as_it_is():
     torch.testing.assert_close(ratio**2, torch.full((4,), 127 / 128))  # n - 1 of n = 8 · 16 values, as torch estimates
 
 
+def test_recalibration_leaves_statistics_of_a_batchnorm_that_is_not_called():
+    model = tiny()
+    model.spare = nn.BatchNorm2d(4)
+    model.spare.running_mean.fill_(2.0)
+    body = [module for name, module in model.named_children() if name != "spare"]
+    model.forward = lambda x: nn.Sequential(*body)(x) + model.spare.running_mean.sum()
+    before = model.norm.running_mean.clone()
+    recalibrate(model, [tiny_images()])
+    assert model.spare.running_mean.tolist() == [2.0] * 4
+    assert not torch.equal(model.norm.running_mean, before)
+
+
 def test_recalibration_without_batches_changes_nothing():
     model = tiny()
     model.norm.running_mean.fill_(0.7)
