@@ -22,6 +22,7 @@ A matrix has n²/2 numbers to be learnt from a few hundred evaluations; a diagon
 
 _FIRST_STEP = 0.7  # in units of each gene's own sigma
 _LEAST_STEP = 0.02  # below it nothing new is found: begin again from the best
+_LEAST_AXIS = 1e-7  # of the longest; where genes lie at their bounds, others go on to grow until numbers are spent
 
 
 class CMAES(AskTell):
@@ -30,7 +31,7 @@ class CMAES(AskTell):
     The first generation is that of every strategy; the distribution begins at the best of it. A point outside the box
     is replaced by the nearest one inside, and learnt from as such. A proposal that is known is drawn anew with a larger
     step. A generation cut short by a limit teaches the distribution nothing. When its steps have become too short to
-    find anything new, it begins again from the best.
+    find anything new, or some next to nothing beside others, it begins again from the best.
 
     Up to `FULL_UP_TO` coordinates this is DEAP's `cma.Strategy`; above, the separable variant (Ros and Hansen, PPSN
     2008). Draws come from the strategy's own random state, not from numpy's.
@@ -90,11 +91,17 @@ class CMAES(AskTell):
 
     def _learn(self, told: list[Individual]) -> None:
         if self._distribution is None or self._distribution.sigma * max(self._distribution.diagD) < _LEAST_STEP:
-            self._distribution = self._begin(self._relaxed.point(self._survivors[0]), _FIRST_STEP)
+            self._distribution = self._begin_again()
         elif len(told) == self.population:
             judged = zip(self._points, told, strict=True)
-            self._distribution.update([Individual(point.tolist(), one.value) for point, one in judged])
+            with np.errstate(invalid="ignore", divide="ignore"):  # an eigenvalue may be 0, or less by rounding
+                self._distribution.update([Individual(point.tolist(), one.value) for point, one in judged])
+            if not min(self._distribution.diagD) > _LEAST_AXIS * max(self._distribution.diagD):
+                self._distribution = self._begin_again()
         self._points = []
+
+    def _begin_again(self) -> cma.Strategy:
+        return self._begin(self._relaxed.point(self._survivors[0]), _FIRST_STEP)
 
     def _begin(self, centroid: Point, sigma: float, covariance: Point | None = None) -> cma.Strategy:
         kind = cma.Strategy if len(centroid) <= FULL_UP_TO else _Separable

@@ -1,8 +1,9 @@
 """Greedy search: one block at a time, one gene at a time."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any
 
 from search.novelty import IsKnown, novel
@@ -78,15 +79,14 @@ class GreedySearch(AskTell):
         for _ in range(_SWEEPS * len(place.order)):
             if place.position == len(place.order):
                 place = self._sweep(self._next_step(place))
-            moves = self._moves(place.order[place.position], place.step)
-            fresh: list[list[float]] = []
-            index = place.move
-            while index < len(moves) and len(fresh) < count:
-                move = moves[index]
+            moves = enumerate(self._moves(place.order[place.position], place.step), 1)
+            index, fresh = place.move, list[list[float]]()
+            for index, move in islice(moves, place.move, None):  # noqa: B007 - read below
                 if move != self._survivors[0] and move not in fresh and not is_known(move):
                     fresh.append(move)
-                index += 1
-            ended = index >= len(moves)
+                if len(fresh) == count:
+                    break
+            ended = next(moves, None) is None
             place = replace(place, position=place.position + ended, move=0 if ended else index)
             if fresh:
                 self._place = place
@@ -104,16 +104,15 @@ class GreedySearch(AskTell):
             return 1.0
         return place.step if self._survivors[0].value > place.best else place.step / 2
 
-    def _moves(self, block: int, step: float) -> list[list[float]]:
-        """Return the best genome with other values in one block; as many in the same order, whatever is best."""
+    def _moves(self, block: int, step: float) -> Iterator[list[float]]:
+        """Yield the best genome with other values in one block; as many in the same order, whatever is best."""
         best, part = list(self._survivors[0]), self.space.slices[block]
         if step == 0.0:
-            return [best[: part.start] + genome[part] + best[part.stop :] for genome in self.initial]
-        return [
-            [*best[:index], value, *best[index + 1 :]]
-            for index in range(part.start, part.stop)
-            for value in self._neighbours(index, best[index], step)
-        ]
+            yield from (best[: part.start] + genome[part] + best[part.stop :] for genome in self.initial)
+        else:
+            for index in range(part.start, part.stop):
+                for value in self._neighbours(index, best[index], step):
+                    yield [*best[:index], value, *best[index + 1 :]]
 
     def _neighbours(self, index: int, value: float, step: float) -> list[float]:
         gene = self.space.genes[index]

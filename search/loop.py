@@ -20,6 +20,9 @@ OnEvaluation = Callable[[int, int, Answer, str], None]
 OnGeneration = Callable[[list[Evaluation], dict[str, Any]], None]
 
 
+_HOPELESS = 8  # failures in a row, after which nothing works any more
+
+
 class Objective(Protocol):
     """What is searched for: genome → phenotype in the driver, phenotype → answer in the workers."""
 
@@ -287,12 +290,14 @@ def _batch(
 def _check_alive(archive: Archive, phase: str, batch: list[Evaluation]) -> None:
     """Raise if nothing works any more.
 
-    Once others have succeeded, a generation of one evaluation may fail, and so may one with an answer that is not
-    finite: whatever worked it out works.
+    Once others have succeeded, a few in a row may fail, as may those that are known to, and any number with an answer
+    that is not finite: whatever worked it out works.
     """
     if any(evaluation.error is None for evaluation in batch):
         return
-    if archive.best(phase) is None or not (len(batch) == 1 or any(evaluation.details for evaluation in batch)):
+    new = [evaluation for evaluation in [*archive.history(phase), *batch] if not evaluation.cached]
+    may_work = all(e.cached for e in batch) or any(e.details or e.error is None for e in new[-_HOPELESS:])
+    if archive.best(phase) is None or not may_work:
         raise SearchError(
             f"at least one evaluation of a generation must succeed, but all {len(batch)} of generation "
             f"{batch[0].generation} of phase {phase!r} failed; the first: {batch[0].error}"

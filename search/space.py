@@ -34,6 +34,8 @@ class Real:
             raise SearchValueError(f"low and high must be finite with low < high, got [{self.low}, {self.high}]")
         if not (math.isfinite(self.sigma) and self.sigma > 0):
             raise SearchValueError(f"sigma must be finite and positive, got {self.sigma}")
+        if self.low + self.sigma == self.low or self.high - self.sigma == self.high:
+            raise SearchValueError(f"sigma must be more than rounding of {[self.low, self.high]}, got {self.sigma}")
         if self.spread is not None and not 0 < self.spread <= (self.high - self.low) / 2:
             raise SearchValueError(f"spread must be positive and at most half the range, got {self.spread}")
         if not 0 <= self.rate <= 1:

@@ -73,3 +73,17 @@ def test_when_its_steps_are_too_short_it_begins_again_from_the_best():
     begun = [number for number, sigma in enumerate(sigmas) if sigma == 0.7]
     assert begun
     assert min(sigmas) < 0.1
+
+
+@pytest.mark.parametrize(("genes", "population"), [(2, 200), (4, 60), (4, 200)])
+def test_it_begins_again_where_genes_stay_at_their_bounds(genes, population):
+    strategy = CMAES(space(genes), population=population, seed=0)
+    steps = []
+    for _ in range(60):
+        genomes = strategy.ask(limit=population)
+        assert np.isfinite(genomes).all()
+        strategy.tell(genomes, [genome[0] for genome in genomes])
+        steps.append(strategy.state_dict()["distribution"]["sigma"])
+        assert np.isfinite(strategy.state_dict()["distribution"]["C"]).all()
+    assert steps.count(steps[0]) > 1  # begun again
+    assert strategy.best[1] == 1.0

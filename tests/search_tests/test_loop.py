@@ -6,6 +6,7 @@ from dataclasses import astuple, replace
 import pytest
 
 from search import STRATEGIES, WORST_FITNESS, Archive, Evolution, LocalExecutor, RandomSearch, SearchError, search
+from search.loop import _check_alive
 from search.novelty import EXHAUSTED
 
 from .toy import INITIAL, SPACE, DyingSphere, Inline, Sphere, fitness, sphere, unpack
@@ -236,6 +237,58 @@ def test_a_last_generation_of_one_may_fail():
 
     run(9, strategy, archive, objective=Sphere(fails))
     assert archive.history()[-1].error == "OSError: disk full"
+
+
+@pytest.mark.parametrize("kind", ["ga", "random", "aging"])
+def test_failures_that_are_known_say_nothing_about_what_works_now(kind):
+    """A generation of nothing but known failures, as of eight networks four fail."""
+
+    class Eight(Sphere):
+        def phenotype(self, genome):
+            return bytes([sum((value > 0) << i for i, value in enumerate(genome[:3]))])
+
+    def half(phenotype):
+        if phenotype[0] % 2:
+            raise ValueError("odd")
+        return {"fitness": float(phenotype[0])}
+
+    for seed in range(10):
+        strategy = STRATEGIES[kind](SPACE, population=4, seed=seed, initial=[[-0.5] * len(SPACE)])
+        _, archive, ended = run(300, strategy, objective=Eight(half))
+        assert ended in ("exhausted", "evaluations")
+        assert archive.best().fitness == 6.0
+
+
+def test_nothing_new_says_nothing_about_what_works_now():
+    _, archive, _ = run(8)
+    known = archive.history()[0]
+    failed = [replace(known, number=8 + i, phenotype=bytes([i]), error="no", details={}) for i in range(8)]
+    for evaluation in failed:
+        archive.add(evaluation)
+    _check_alive(archive, "search", [replace(evaluation, cached=True) for evaluation in failed[:4]])
+    with pytest.raises(SearchError, match="all 1 of generation 0"):
+        _check_alive(archive, "search", [replace(failed[0], phenotype=b"new")])
+
+
+def test_a_few_failures_in_a_row_do_not_end_a_search_but_many_do():
+    def failing_after(count):
+        """Of what is computed the first eight work, and all that comes after so many others."""
+        done = []
+
+        def evaluate(phenotype):
+            done.append(phenotype)
+            if 8 < len(done) <= 8 + count:
+                raise OSError("disk full")
+            return sphere(phenotype)
+
+        return Sphere(evaluate)
+
+    def greedy():
+        return STRATEGIES["greedy"](SPACE, population=2, seed=0, initial=[[0.0] * len(SPACE)] * 8)
+
+    assert run(60, greedy(), objective=failing_after(4))[2] == "evaluations"
+    with pytest.raises(SearchError, match=r"must succeed, but all 2 of generation .* disk full"):
+        run(60, greedy(), objective=failing_after(40))
 
 
 def test_a_target_ends_it_at_the_first_generation_that_reaches_it():

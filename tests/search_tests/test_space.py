@@ -58,6 +58,7 @@ def test_check_refuses(genome):
     [
         lambda: Choice(0),
         lambda: Real(1.0, 1.0, 0.1),
+        lambda: Real(1e6, 1e6 + 1, 1e-12),
         lambda: Real(0.0, math.inf, 0.1),
         lambda: Real(0.0, 1.0, 0.0),
         lambda: Real(0.0, 1.0, math.nan),
