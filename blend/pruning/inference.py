@@ -198,12 +198,14 @@ def _agrees_in_double(model: nn.Module, graph: ChannelGraph, example: Tensor) ->
 
 
 def _replace_norms(network: nn.Module) -> dict[str, Norm]:
-    """Puts a :class:`Norm` in the place of every BatchNorm with running statistics."""
+    """Puts a :class:`Norm` in the place of every BatchNorm with running statistics; by the first name of each."""
     found = {name: m for name, m in network.named_modules() if isinstance(m, BATCH_NORM) and m.track_running_stats}
     norms = {name: Norm(module) for name, module in found.items() if name}
-    for name, norm in norms.items():
-        parent, _, attribute = name.rpartition(".")
-        setattr(network.get_submodule(parent), attribute, norm)
+    wrapped = {norm.norm: norm for norm in norms.values()}
+    for name, module in list(network.named_modules(remove_duplicate=False)):
+        if module in wrapped:
+            parent, _, attribute = name.rpartition(".")
+            setattr(network.get_submodule(parent), attribute, wrapped[module])
     return norms
 
 

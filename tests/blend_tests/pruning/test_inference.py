@@ -122,6 +122,18 @@ def test_a_network_that_cannot_be_folded_is_run_as_it_is(body):
     assert close(outputs_of(network.prune(keep, [inputs]), inputs), outputs_of(plain, inputs))
 
 
+def test_a_batchnorm_of_two_names_takes_part():
+    torch.manual_seed(0)
+    model = Whimsical(lambda net, x: net.block(x) if x.shape[0] else net.norm(net.conv(x)))
+    model.block = nn.Sequential(model.conv, model.norm)
+    graph, inputs = ChannelGraph.build(model.eval(), images(2)), images(8, seed=1)
+    network = InferenceNetwork(model, graph, inputs)
+    plain = PrunedNetwork(model, graph).extract(keep := np.arange(6) % 2 == 0)
+    recalibrate(plain, [inputs])
+    assert is_fast(network)
+    assert close(outputs_of(network.prune(keep, [inputs]), inputs), outputs_of(plain, inputs))
+
+
 def test_rounding_alone_does_not_make_a_network_slow():
     model, graph = graph_of("resnet20")
     model = copy.deepcopy(model)
