@@ -337,6 +337,7 @@ def test_a_network_defined_in_a_task_file_can_be_pickled(file):
     assert task_function(f"{file}:make") is task_function(f"{file}:make")
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_a_compiled_network_runs_as_it_was_before(file, capsys):
     assert type(load_task(f"{file}:compiled").model).__name__ == "Net"
     assert "note: the network runs as it was before torch.compile" in capsys.readouterr().err
