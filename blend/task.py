@@ -204,6 +204,13 @@ def check_task(task: Task, calibration_loss: str = "task") -> Splits:
     return splits
 
 
+def first_judgement(task: Task, split: Split) -> dict[str, float]:
+    """What a loss and a metric say of the network on the first batch of a split: changed, they say something else."""
+    with _evaluating(task.model):
+        _, _, targets, outputs = _first_outputs(task, split)
+        return {"loss": float(task.loss(outputs, targets)), "metric": float(task.metric(outputs, targets).mean())}
+
+
 def _check_weights(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")

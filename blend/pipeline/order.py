@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -65,6 +66,7 @@ from search.strategies import STRATEGIES
 from search.strategy import Strategy
 
 HANDFUL = 4  # baselines a worker between two commits
+SAME = 1e-3  # relative difference up to which another kind of processor may be the reason
 
 
 def start(config: SearchConfig, folder: Path, another: Callable[[], Path] | None = None) -> Run:
@@ -128,9 +130,7 @@ def resume(run: Run, **elsewhere: Any) -> Run:
             _keep_scores(here, problem)
         else:
             problem = prepare(config, here.folder / SCORES)
-            for what, digest in problem.identity.items():
-                if identity[what] != digest:
-                    raise InputError(f"run '{run.name}' cannot go on: its task's {what} must be as at the start")
+            _check_same(here, problem, identity)
         here.commit({"status": "running", "error": None})
         _Execution(here, problem, executor).go()
     return run
@@ -139,7 +139,23 @@ def resume(run: Run, **elsewhere: Any) -> Run:
 def _keep_scores(run: Run, problem: Problem) -> None:
     """Puts down what is searched among: the scores, and then that they are whole, and what they are of."""
     problem.table.save(run.folder / SCORES)
-    run.commit({"status": "running", "identity": problem.identity, "unpruned_cost": problem.cost.full})
+    known = {"identity": problem.identity, "judgement": problem.judgement, "unpruned_cost": problem.cost.full}
+    run.commit({"status": "running", **known})
+
+
+def _check_same(run: Run, problem: Problem, identity: dict[str, str]) -> None:
+    """Refuses another network, other data, and what judges them otherwise: history and what follows must compare."""
+    refusal = f"run '{run.name}' cannot go on: its task's"
+    for what, digest in problem.identity.items():
+        if identity[what] != digest:
+            raise InputError(f"{refusal} {what} must be as at the start")
+    before = run.get("judgement", problem.judgement)  # runs of earlier versions have none
+    for what, value in problem.judgement.items():
+        if not math.isclose(value, before[what], rel_tol=SAME, abs_tol=SAME**2):
+            raise InputError(
+                f"{refusal} {what} must be as at the start, when it was {before[what]:.6g} on the first held-out "
+                f"batch, got {value:.6g}"
+            )
 
 
 class _Execution:
@@ -231,7 +247,7 @@ class _Execution:
         strategy = self._strategy(phase, objective)
         searching = Phase(phase, self.run, self.archive, strategy, interruption.requested, self._clock)
         if searching.go(objective, executor) == "stopped":
-            interruption.check()
+            raise interruption.interrupted()  # whoever asked for it may have changed their mind; the loop has ended
 
     @cached_property
     def _polishing(self) -> CorrectionEncoding:

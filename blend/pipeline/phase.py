@@ -90,7 +90,8 @@ class Phase:
             return "stopped"
         if self._stagnates():
             return "patience"
-        return "time" if self.time is not None and self._seconds() >= self.time else None
+        is_over = self.done and self.time is not None and self._seconds() >= self.time
+        return "time" if is_over else None
 
     def _stagnates(self) -> bool:
         """Whether patience with a front is at its end; the control gets as many evaluations in any case."""

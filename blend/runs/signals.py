@@ -46,7 +46,11 @@ class Interruption:
     def check(self) -> None:
         """Raises :class:`Interrupted` if a stop was asked for."""
         if self.requested():
-            raise self._interrupted("everything up to here is saved")
+            raise self.interrupted()
+
+    def interrupted(self) -> Interrupted:
+        """The error for a stop at a boundary."""
+        return self._interrupted("everything up to here is saved")
 
     def at_once(self) -> Interrupted:
         """The error for a stop in the middle of a generation."""

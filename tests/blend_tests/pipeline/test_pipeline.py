@@ -293,6 +293,7 @@ def test_every_strategy_and_encoding(tmp_path, changes, monkeypatch):
     ("limits", "ended", "words"),
     [
         ({"time": "0.001"}, "time", "its time of 0s is over"),
+        ({"time": "0.000001"}, "time", "its time of 0s is over"),  # less than it takes to begin
         ({"target": "0.3"}, "target", "the target metric=0.3 is reached"),
         ({"patience": 1}, "patience", "no improvement in 1 generation"),
         ({"generations": 2}, "generations", "2 generations done"),
@@ -315,6 +316,25 @@ def test_the_reason_for_ending_is_recorded_and_shown(tmp_path, capsys, limits, e
     assert [record["generation"] for record in records] == list(range(about["generation"]))
     assert records[-1]["best"] == about["best"]["fitness"]
     assert 0 < records[-1]["masks"] <= records[-1]["genomes"] <= 1
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_stop_that_is_taken_back_at_once_has_stopped_it(tmp_path, monkeypatch):
+    looks = []
+
+    def at_the_first_look_after_two_generations(interruption):
+        looks.extend([True] * (interruption.run.counts()["generations_done"] == 2))
+        return len(looks) == 1
+
+    monkeypatch.setattr(Interruption, "requested", at_the_first_look_after_two_generations)
+    with pytest.raises(Interrupted):
+        start(config(evaluations=64, precision="fp32"), tmp_path / "cut")
+    cut = Run(tmp_path / "cut")
+    assert cut.counts()["generations_done"] == 2
+    assert cut.get("search-ended") is None
+    assert not [e for e in cut.evaluations() if e.phase == "search-final"]
+    monkeypatch.setattr(Interruption, "requested", lambda self: False)
+    assert resume(cut).counts()["evaluations"] == 64
 
 
 @pytest.mark.usefixtures("in_process")
