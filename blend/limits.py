@@ -64,7 +64,7 @@ def reductions_of(text: str) -> tuple[float, float]:
         low, high = map(float, text.split(":"))
     except ValueError:
         low = high = math.nan
-    if not (low > 0 and low + NARROWEST <= high < 1):
+    if not (low > 0 and round(high - low, 9) >= NARROWEST and high < 1):
         raise ValueError(
             f"must be a number in (0, 1) or LOW:HIGH in it, with HIGH at least {NARROWEST} above LOW, got '{text}'"
         )
@@ -73,7 +73,7 @@ def reductions_of(text: str) -> tuple[float, float]:
 
 def reductions_around(middle: float) -> tuple[float, float]:
     """The range that a single reduction stands for where a front is searched: 0.5 for 0.3:0.7."""
-    width = AROUND * min(middle, 1.0 - middle)
+    width = max(AROUND * min(middle, 1.0 - middle), NARROWEST / 2)
     return round(middle - width, 6), round(middle + width, 6)
 
 
@@ -122,21 +122,25 @@ class Target:
         return float(best.fitness if self.quantity == "fitness" else best.details["metric"]) >= self.value
 
 
-def generations(count: int | None) -> str:
-    """So many generations, in words."""
-    return f"{count} generation{'' if count == 1 else 's'}"
+def counted(number: int | None, noun: str) -> str:
+    """So many of something, in words."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def ending(reason: str, config: Any) -> str:
     """Why a search ended, in words."""
     return {
-        "evaluations": f"all {config.evaluations - config.polish} evaluations are spent",
-        "generations": f"{generations(config.generations)} done",
+        "evaluations": f"{_all(config.evaluations - config.polish)} spent",
+        "generations": f"{counted(config.generations, 'generation')} done",
         "time": f"its time of {duration(config.time or 0.0)} is over",
         "target": f"the target {config.target} is reached",
-        "patience": f"{_stagnation(config)} in {generations(config.patience)}",
-        "exhausted": f"nothing new in {generations(EXHAUSTED)}: it knows all that it can propose",
+        "patience": f"{_stagnation(config)} in {counted(config.patience, 'generation')}",
+        "exhausted": f"nothing new in {counted(EXHAUSTED, 'generation')}: it knows all that it can propose",
     }[reason]
+
+
+def _all(evaluations: int) -> str:
+    return "the one evaluation is" if evaluations == 1 else f"all {evaluations} evaluations are"
 
 
 def _stagnation(config: Any) -> str:

@@ -50,6 +50,8 @@ def _sound(run: Run) -> str:
     complaints = [text for (text,) in run.database.query("PRAGMA integrity_check")]
     if complaints != ["ok"]:
         raise RuntimeError("; ".join(complaints[:3]))
+    for (key,) in run.database.query("SELECT key FROM documents"):
+        run.get(key)
     [(mode,)] = run.database.query("PRAGMA journal_mode")
     return f"integrity check passed, journal mode {mode}"
 

@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from blend.report.units import Unit
 from blend.runs import CONTROL, SEARCH, Run, export_at
 from blend.runs.course import course
 
@@ -50,12 +51,12 @@ def front_table(run: Run, rows: list[dict[str, Any]]) -> Table:
         table.add_column(column, justify="left" if column == "strongest single there" else "right")
     for row in rows:
         single, chance, margin = row["single"], row["random_search"], row["margin"]
-        low, high = margin["test_ci95"]
+        unit = Unit.of([row["heldout_metric"], row["test_metric"]])
         table.add_row(
             f"{row['reduction']:g}", f"{row['achieved_reduction']:.4f}", f"{row['heldout_metric']:.4f}",
             Text(f"{row['test_metric']:.4f}", "bold green"),
             *((f"{single['name']}, {single['allocation']}", f"{single['test_metric']:.4f}") if single else ("", "")),
-            f"{100 * margin['test']:+.1f} ({100 * low:+.1f} … {100 * high:+.1f})",
+            f"{unit(margin['test'])} ({unit.interval(margin['test_ci95'])})",
             f"{chance['test_metric']:.4f}" if chance else "",
         )  # fmt: skip
     return table

@@ -9,9 +9,10 @@ from typing import Any
 from rich.table import Table
 
 from blend.errors import InputError
-from blend.limits import ending
+from blend.limits import counted, ending
 from blend.progress import console, say
 from blend.report.front import front_in_words, front_rows, front_table, hypervolumes
+from blend.report.units import Unit
 from blend.runs import CONTROL, FINAL, POLISH, SEARCH, Run
 from blend.runs.course import course, course_in_words
 
@@ -77,7 +78,7 @@ def print_result(run: Run) -> None:
             compensated = f"All of them are compensated by {run.config.compensate} before they are recalibrated."
             shown.print(compensated, soft_wrap=True)
         if run.config.polish:
-            shown.print(polish_in_words(about["polish"]), soft_wrap=True)
+            shown.print(polish_in_words(about["polish"], unit_of(about)), soft_wrap=True)
     else:
         shown.print(_progress_in_words(about), soft_wrap=True)
     if about["ended"] is not None:
@@ -121,40 +122,47 @@ def _print_course(title: str, records: Sequence[dict[str, Any]]) -> None:
 
 def verdict_in_words(about: dict[str, Any]) -> str:
     """Two sentences: by how much the blend wins or loses, and how much was removed."""
-    margin = about["margin"]
-    low, high = (100 * bound for bound in margin["test_ci95"])
+    margin, unit = about["margin"], unit_of(about)
+    low, high = margin["test_ci95"]
     verb = "wins" if margin["test"] > 0 else "does not win"
     sure = "" if low > 0 or high < 0 else "; the interval includes zero, so this is no proof"
     return (
-        f"The blend {verb}: {100 * margin['test']:+.1f} points on test data against the strongest single criterion "
-        f"there, {margin['test_over']} (95 % interval {low:+.1f} … {high:+.1f}{sure}); {100 * margin['heldout']:+.1f} "
+        f"The blend {verb}: {unit.named(margin['test'])} on test data against the strongest single criterion "
+        f"there, {margin['test_over']} (95 % interval {unit.interval((low, high))}{sure}); {unit(margin['heldout'])} "
         f"on held-out data against {margin['heldout_over']}.\n"
         f"Achieved reduction: {about['achieved_reduction']:.4f} of {about['cost']['kind']} "
-        f"(requested {about['reduction']:g}); {about['evaluations']} evaluations, "
-        f"{about['unique_evaluations']} different networks, {about['seconds']:.0f} s."
+        f"(requested {about['reduction']:g}); {counted(about['evaluations'], 'evaluation')}, "
+        f"{counted(about['unique_evaluations'], 'different network')}, {about['seconds']:.0f} s."
     )
 
 
-def polish_in_words(polish: dict[str, Any] | None) -> str:
+def unit_of(about: dict[str, Any]) -> Unit:
+    """What differences of a run's metric are told in."""
+    networks = (about["best"], about["unpruned"] or {})
+    return Unit.of(network.get(f"{split}_metric") for network in networks for split in ("heldout", "test"))
+
+
+def polish_in_words(polish: dict[str, Any] | None, unit: Unit) -> str:
     """What polishing has brought, and which of its figures counts.
 
     Args:
         polish: As in the summary; None where it has found nothing better.
+        unit: What differences of the metric are told in.
     """
     if polish is None:
         return "Polishing found nothing better on held-out data: what is exported is the blend as it was."
-    low, high = (100 * bound for bound in polish["test_ci95"])
+    low, high = polish["test_ci95"]
     channels = f"{polish['exchanged']} channel{'' if polish['exchanged'] == 1 else 's'}"
-    if polish["test_metric"] <= 0:
+    if polish["test_metric"] < 0:
         advice = "it does not hold there: leave it out with blend export --without-corrections"
     elif low <= 0:
         advice = "the interval includes zero, so this is no proof"
     else:
         advice = "it holds"
     return (
-        f"Polishing gave {channels} the place of as many others: {100 * polish['heldout_metric']:+.1f} points on "
+        f"Polishing gave {channels} the place of as many others: {unit.named(polish['heldout_metric'])} on "
         f"held-out data (fitness {polish['fitness']:+.4f}), which it was searched on. Test data decide: "
-        f"{100 * polish['test_metric']:+.1f} (95 % interval {low:+.1f} … {high:+.1f}); {advice}."
+        f"{unit(polish['test_metric'])} (95 % interval {unit.interval((low, high))}); {advice}."
     )
 
 
@@ -183,7 +191,7 @@ def runs_table(runs: Iterable[dict[str, Any]]) -> Table:
             ":".join(f"{share:g}" for share in about["reductions"] or (about["reduction"],)),
             f"{about['generation']}/{about['generations']}", str(about["evaluations"]),
             _number(about["best"]["heldout_metric"]), _number(about["best"]["test_metric"]),
-            f"{100 * margin['test']:+.1f}" if margin else "",
+            unit_of(about)(margin["test"]) if margin else "",
         )  # fmt: skip
     return table
 
@@ -216,7 +224,7 @@ def _progress_in_words(about: dict[str, Any]) -> str:
     reason = f": {about['error']}" if about["error"] else ""
     return (
         f"{about['id']} is {about['status']}{reason}. Generation {about['generation']} of {about['generations']}, "
-        f"{about['evaluations']} evaluations{so_far}"
+        f"{counted(about['evaluations'], 'evaluation')}{so_far}"
     )
 
 

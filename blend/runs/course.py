@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import count, takewhile
 from typing import TYPE_CHECKING, Any
 
-from blend.limits import generations
+from blend.limits import counted
 from blend.progress import say
 from blend.runs.folder import Run
 from search.hypervolume import hypervolume
@@ -85,7 +85,7 @@ def course_in_words(records: Sequence[dict[str, Any]]) -> str:
     first, last = records[0], records[-1]
     proposed, known = (sum(record[name] for record in records) for name in ("proposed", "known"))
     dry = [record["generation"] + 1 for record in records if record["boost"] > 1.0]
-    varied = f", and varied more after {generations(len(dry))}, first {dry[0]}" if dry else ""
+    varied = f", and varied more after {counted(len(dry), 'generation')}, first {dry[0]}" if dry else ""
     return (
         f"Diversity of generation {last['generation'] + 1} (of the first): different genomes {last['genomes']:.0%} "
         f"({first['genomes']:.0%}), different masks {last['masks']:.0%} ({first['masks']:.0%}), entropy of choices "

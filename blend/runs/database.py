@@ -44,8 +44,8 @@ class Database:
         try:
             self.version = self._open()
         except sqlite3.OperationalError:
-            if path.with_name(f"{path.name}-wal").exists():
-                raise  # it holds commits that an immutable database would not show
+            if any(path.with_name(f"{path.name}-{kind}").exists() for kind in ("wal", "journal")):
+                raise  # an immutable database would not show what one has committed, nor undo what the other has not
             self._connection.close()
             self._connection = _connect(path, "immutable=1")
             self.version = self._open()
@@ -73,6 +73,11 @@ class Database:
     def query(self, question: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows of an answer."""
         return self._connection.execute(question, values).fetchall()
+
+    def document(self, key: str, default: Any = None) -> Any:
+        """A document, or the default."""
+        rows = self.query("SELECT value FROM documents WHERE key = ?", (key,))
+        return _parsed(rows[0][0]) if rows else default
 
     def evaluations(self, condition: str = "ORDER BY number", values: Sequence[Any] = ()) -> list[Evaluation]:
         """The history, or a part of it."""
@@ -123,11 +128,19 @@ def _evaluation(row: tuple[Any, ...]) -> Evaluation:
         number=number,
         phase=phase,
         generation=generation,
-        genome=None if genome is None else tuple(json.loads(genome)),
+        genome=None if genome is None else tuple(_parsed(genome)),
         phenotype=phenotype,
         fitness=fitness,
-        details=json.loads(details),
+        details=_parsed(details),
         seconds=seconds,
         cached=bool(cached),
         error=error,
     )
+
+
+def _parsed(text: str) -> Any:
+    """What a text says; a page that was damaged inside one is whole to SQLite."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise sqlite3.DatabaseError(f"a text in it is damaged: {error}") from error

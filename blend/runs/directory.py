@@ -17,8 +17,8 @@ def run_folder(runs_dir: Path, name: str) -> Path:
     Raises:
         InputError: If the name is not that of a plain, visible folder.
     """
-    if not name or name.startswith(".") or Path(name).name != name:
-        raise InputError(f"name must be a plain folder name, got '{name}'")
+    if not name or name[0] in ".-" or Path(name).name != name:
+        raise InputError(f"name must be a plain folder name that begins with neither '.' nor '-', got '{name}'")
     if len(os.fsencode(name)) > LONGEST_NAME:
         raise InputError(f"name must be of {LONGEST_NAME} bytes or fewer, got {len(os.fsencode(name))}")
     return runs_dir / name

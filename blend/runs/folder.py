@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import shutil
 import sqlite3
@@ -107,8 +106,7 @@ class Run:
     def get(self, key: str, default: Any = None) -> Any:
         """A stored document, or the default."""
         with self._reading():
-            rows = self.database.query("SELECT value FROM documents WHERE key = ?", (key,))
-        return json.loads(rows[0][0]) if rows else default
+            return self.database.document(key, default)
 
     def commit(self, documents: dict[str, Any], evaluations: Iterable[Evaluation] = ()) -> None:
         """Writes documents and evaluations in one transaction: all of it is on disk afterwards, or nothing.
@@ -159,9 +157,11 @@ class Run:
     def status(self) -> str:
         """``running``, ``finished``, ``failed`` or ``interrupted`` (also when the process that wrote it is gone)."""
         recorded = str(self.get("status", "interrupted"))
-        if recorded in ("finished", "failed"):
+        if recorded == "finished":
             return recorded
-        return "running" if self.is_locked() else "interrupted"
+        if self.is_locked():
+            return "running"
+        return recorded if recorded == "failed" else "interrupted"
 
     def check_resumable(self) -> None:
         """Refuses a run that is running or finished.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from blend.errors import InputError
+from blend.report.units import Unit
 from blend.transfer.text import KINDS
 
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -35,26 +36,28 @@ def draw_transfer(report: dict[str, Any], path: Path) -> None:
         figure = Figure(figsize=(4.2 * across + 0.6, 3.4 * down + 0.4), layout="constrained")
         FigureCanvasAgg(figure)
         panels = figure.subplots(down, across, squeeze=False, sharey=True).flat
+        unit = Unit.of(task["unpruned"]["test_metric"] for task in tasks)
         for axes, task in zip(panels, tasks, strict=False):
-            _draw_task(axes, task, report["cost"])
+            _draw_task(axes, task, report["cost"], unit.factor)
         for axes in panels:
             axes.set_visible(False)
         figure.axes[0].legend(frameon=False, fontsize=8)
-        figure.axes[0].set_ylabel("points")
-        figure.suptitle(f"{report['file']}: points over the strongest single on test data (95 %)", fontsize=10)
+        gain = unit.name or "metric"
+        figure.axes[0].set_ylabel(gain)
+        figure.suptitle(f"{report['file']}: {gain} over the strongest single on test data (95 %)", fontsize=10)
         try:
             figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
         except OSError as error:
             raise InputError(f"figure cannot be written: {error}") from error
 
 
-def _draw_task(axes: Any, task: dict[str, Any], cost: str) -> None:
+def _draw_task(axes: Any, task: dict[str, Any], cost: str, factor: float) -> None:
     for kind, (colour, style, size) in _STYLES.items():  # where two lines are one, both can be seen
         points = [(r["reduction"], r[kind]["margin"]) for r in task["results"] if "margin" in r[kind]]
         points.sort(key=lambda point: point[0])
-        middle = [100 * margin["test"] for _, margin in points]
-        below = [m - 100 * margin["test_ci95"][0] for m, (_, margin) in zip(middle, points, strict=True)]
-        above = [100 * margin["test_ci95"][1] - m for m, (_, margin) in zip(middle, points, strict=True)]
+        middle = [factor * margin["test"] for _, margin in points]
+        below = [m - factor * margin["test_ci95"][0] for m, (_, margin) in zip(middle, points, strict=True)]
+        above = [factor * margin["test_ci95"][1] - m for m, (_, margin) in zip(middle, points, strict=True)]
         axes.errorbar(
             [reduction for reduction, _ in points], middle, yerr=(below, above), fmt=style, color=colour, capsize=3,
             markersize=size, linewidth=1.2, label=KINDS[kind],

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from blend.progress import console
+from blend.report.units import Unit
 from blend.transfer.places import FROZEN, RECOMPUTED
 
 KINDS = {FROZEN: "frozen", RECOMPUTED: "recomputed", "uniform_blend": "uniform blend"}
@@ -45,9 +46,9 @@ def _cells(entry: dict[str, Any]) -> tuple[str | Text, ...]:
     if "reason" in entry:
         return "—", "—", "—"
     margin, colour = entry["margin"], _COLOURS[entry["verdict"]]
-    low, high = margin["test_ci95"]
-    points = Text(f"{100 * margin['test']:+.1f} ({100 * low:+.1f} … {100 * high:+.1f})", colour)
-    return f"{entry['heldout_metric']:.3f}", f"{entry['test_metric']:.3f}", points, margin["test_over"]
+    unit = Unit.of([entry["heldout_metric"], entry["test_metric"]])
+    gain = Text(f"{unit(margin['test'])} ({unit.interval(margin['test_ci95'])})", colour)
+    return f"{entry['heldout_metric']:.3f}", f"{entry['test_metric']:.3f}", gain, margin["test_over"]
 
 
 def _refusals(report: dict[str, Any]) -> Iterator[str]:

@@ -72,7 +72,9 @@ def test_every_reason_has_words():
 
 def test_a_range_of_reductions():
     assert reductions_of("0.3:0.7") == (0.3, 0.7)
-    assert reductions_of("0.30:0.31") == (0.3, 0.31)
+    for percent in range(1, 99):
+        low, high = percent / 100, (percent + 1) / 100
+        assert reductions_of(f"{low}:{high}") == (low, high)
     for wrong in ("0.3", "0.3:", "0.7:0.3", "0.3:0.305", "0:0.5", "0.5:1", "nan:0.5", "a:b", "0.1:0.2:0.3"):
         with pytest.raises(ValueError, match=r"must be a number in \(0, 1\) or LOW:HIGH"):
             reductions_of(wrong)
@@ -82,3 +84,4 @@ def test_the_range_around_a_reduction_stays_inside():
     assert reductions_around(0.5) == (0.3, 0.7)
     assert reductions_around(0.25) == (0.15, 0.35)
     assert reductions_around(0.9) == (0.86, 0.94)
+    assert reductions_around(0.01) == (0.005, 0.015)

@@ -18,6 +18,7 @@ from blend.evaluation import in_full_precision, pack
 from blend.objective.polish import CorrectionEncoding, exchanged
 from blend.pipeline import resume, start
 from blend.report import polish_in_words, print_course, print_result, summary
+from blend.report.units import Unit
 from blend.runs import EXPORT, Run
 from blend.runs.signals import Interruption
 from blend.task import load_task
@@ -178,13 +179,14 @@ def graph_of_task():
     ("test", "interval", "words"),
     [
         (-0.01, (-0.03, 0.01), "does not hold there: leave it out with blend export --without-corrections"),
+        (0.0, (0.0, 0.0), "the interval includes zero, so this is no proof"),
         (0.01, (-0.01, 0.03), "+1.0 (95 % interval -1.0 … +3.0); the interval includes zero, so this is no proof"),
         (0.02, (0.01, 0.03), "Polishing gave 1 channel the place of as many others: +3.0 points"),
     ],
 )
 def test_the_gain_in_words(test, interval, words):
     gain = {"fitness": 0.1, "heldout_metric": 0.03, "test_metric": test, "test_ci95": interval, "exchanged": 1}
-    assert words in polish_in_words(gain)
+    assert words in polish_in_words(gain, Unit.of([0.5, 0.6]))
 
 
 @pytest.mark.usefixtures("in_process")

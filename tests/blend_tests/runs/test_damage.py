@@ -4,6 +4,7 @@ import json
 import shutil
 import sqlite3
 import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -115,6 +116,25 @@ class TestReadOnlyOrGone:
         with pytest.raises(BlendError, match=r"run 'it' cannot be written: .*readonly"):
             open_run(disk, "it").commit({"seconds": 1})
 
+    def test_half_a_transaction_is_not_shown_where_it_cannot_be_undone(self, disk):
+        run = Run.create(disk / "it", CONFIGURATION)
+        assert run.database.query("PRAGMA journal_mode=delete") == [("delete",)]
+        run.commit({f"key-{number}": "old" * 999 for number in range(99)})
+        run.close()
+        script = """
+import os, signal, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.executescript("PRAGMA cache_size=1; BEGIN IMMEDIATE; UPDATE documents SET value = 0")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+        subprocess.run([sys.executable, "-c", script, str(run.folder / DATABASE)])
+        assert (run.folder / f"{DATABASE}-journal").exists()
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        with pytest.raises(InputError, match=rf"the {DATABASE} of run 'it' cannot be read"):
+            Run(run.folder)
+        subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+        assert Run(run.folder).get("key-98") == "old" * 999
+
     def test_a_folder_that_vanishes(self, tmp_path):
         run = Run.create(tmp_path / "it", CONFIGURATION)
         shutil.rmtree(run.folder)
@@ -150,6 +170,8 @@ class TestDamage:
             ("DELETE FROM evaluations WHERE number > 19", "the search is saved at generation"),
             ("UPDATE evaluations SET fitness = 0 WHERE phase = 'search-final'", "does not hold the best candidate"),
             ("REPLACE INTO documents VALUES ('result', '{}')", "has another metrics than the database"),
+            ("REPLACE INTO documents VALUES ('result', '{\"a')", "a text in it is damaged: Unterminated string"),
+            ("UPDATE evaluations SET details = '{' WHERE number = 3", "a text in it is damaged"),
         ],
     )
     def test_a_history_that_does_not_fit(self, copy, damage, complaint, capsys):
@@ -160,6 +182,18 @@ class TestDamage:
         failed = [finding["reason"] for finding in report["findings"] if finding["outcome"] == "fail"]
         assert any(complaint in reason for reason in failed)
         assert "do not resume" in report["findings"][-1]["reason"]
+
+    @pytest.mark.parametrize("key", ["status", "result", "seconds"])
+    def test_a_damaged_text(self, copy, key, capsys):
+        with sqlite3.connect(copy / DATABASE) as connection:
+            connection.execute("UPDATE documents SET value = '{\"a' WHERE key = ?", (key,))
+        code, said = refused(capsys, "show", copy)
+        assert (code, f"the {DATABASE} of run 'copy' cannot be read: a text in it is damaged" in said) == (2, True)
+        Run.create(copy.parent / "other", CONFIGURATION)
+        assert command(["list", "--json", "--runs-dir", str(copy.parent)]) == 0
+        out, err = capsys.readouterr()
+        assert [about["id"] for about in json.loads(out)] == ["other"]
+        assert "note: the run.db of run 'copy' cannot be read" in err
 
     @pytest.mark.parametrize("left", [None, 0, 0.1, 0.9])
     def test_scores_that_cannot_be_read(self, copy, left, capsys):
@@ -227,14 +261,36 @@ def test_without_shared_memory_the_rollback_journal_is_used_and_told_of(tmp_path
     assert run.database.query("PRAGMA journal_mode") == [("delete",)]
 
 
-@pytest.mark.parametrize("change", [("+= 0.6", "+= 0.7"), ("Linear(16 * 4, 4)", "Linear(16 * 4, 5)")])
-def test_a_changed_task_is_refused_and_the_run_is_left_as_it_was(tmp_path, change):
-    source = Path(TASK.partition(":")[0]).read_text()
-    (tmp_path / "task.py").write_text(source)
-    run = start(FEW.model_copy(update={"task": f"{tmp_path / 'task.py'}:small", "generations": 1}), tmp_path / "it")
+TASK_ENDS = "test=splits[2])"
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A folder with a task and a run of it, interrupted."""
+    folder = tmp_path_factory.mktemp("begun")
+    shutil.copy(TASK.partition(":")[0], folder / "task.py")
+    run = start(FEW.model_copy(update={"task": f"{folder / 'task.py'}:small", "generations": 1}), folder / "it")
     run.commit({"status": "interrupted"})
+    run.database.query("PRAGMA wal_checkpoint(TRUNCATE)")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("+= 0.6", "+= 0.7"),
+        ("Linear(16 * 4, 4)", "Linear(16 * 4, 5)"),
+        (TASK_ENDS, "test=splits[2], loss=lambda *a: nn.functional.cross_entropy(*a, label_smoothing=0.1))"),
+        (TASK_ENDS, "test=splits[2], metric=lambda o, t: 1.0 - (o.argmax(1) == t).float())"),
+    ],
+)
+def test_a_changed_task_is_refused_and_the_run_is_left_as_it_was(begun, tmp_path, change):
+    shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
+    config, task = tmp_path / "it" / CONFIG, tmp_path / "task.py"
+    config.write_text(config.read_text().replace(str(begun), str(tmp_path)))
+    task.write_text(task.read_text().replace(*change))
+    run = Run(tmp_path / "it")
     before = history(run)
-    (tmp_path / "task.py").write_text(source.replace(*change))
     second = subprocess.run([*BLEND, "resume", run.folder], capture_output=True, text=True)
     assert second.returncode == 2
     assert "error: run 'it' cannot go on: its task's" in second.stderr

@@ -72,8 +72,8 @@ def test_a_failed_creation_leaves_nothing(tmp_path, monkeypatch, failure):
 def test_names(tmp_path, run):
     with pytest.raises(InputError, match=r"name 'first' is taken: '.*first' exists"):
         Run.create(run.folder, CONFIGURATION)
-    for name in ("", ".hidden", "a/b", "..", "/abs"):
-        with pytest.raises(InputError, match=f"name must be a plain folder name, got '{name}'"):
+    for name in ("", ".hidden", "-x", "a/b", "..", "/abs"):
+        with pytest.raises(InputError, match=f"name must be a plain folder name.*, got '{name}'"):
             run_folder(tmp_path, name)
     assert run_folder(tmp_path, "second run") == tmp_path / "second run"
     check_free(tmp_path / "second run")
@@ -194,6 +194,13 @@ def test_what_can_be_resumed(run, recorded, resumable):
     else:
         with pytest.raises(InputError, match="run 'first' is finished; there is nothing to resume"):
             run.check_resumable()
+
+
+def test_one_that_failed_is_running_as_soon_as_it_goes_on(run):
+    run.commit({"status": "failed"})
+    with run.writing():
+        assert run.status == "running"
+    assert run.status == "failed"
 
 
 def test_folders_that_cannot_be_read(run, tmp_path):
