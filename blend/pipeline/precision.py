@@ -98,7 +98,9 @@ def agreement(full: Sequence[Mapping[str, Any] | Failure], half: Sequence[Mappin
 
 
 def finalists(history: Sequence[Evaluation]) -> list[Evaluation]:
-    """The fittest of a search, different from one another, that have been judged to the end."""
+    """The fittest of a search, different from one another, that have been judged to the end; of equals the first."""
     judged = [e for e in history if e.error is None and not e.given_up]
-    ranked = {e.phenotype: e for e in sorted(judged, key=lambda e: (e.fitness, -e.number))}
-    return list(ranked.values())[::-1][:FINALISTS]
+    ranked: dict[bytes, Evaluation] = {}
+    for evaluation in sorted(judged, key=lambda e: (-e.fitness, e.number)):
+        ranked.setdefault(evaluation.phenotype, evaluation)
+    return list(ranked.values())[:FINALISTS]

@@ -99,3 +99,9 @@ def test_finalists_are_the_best_that_were_judged_to_the_end():
     assert [e.phenotype for e in best[:2]] == [b"b", b"a"]
     assert len(best) == precision.FINALISTS
     assert best[0].number == 1
+
+
+def test_of_finalists_as_good_the_first_comes_first_also_if_it_came_again():
+    made = Evaluation(0, "search", 0, (0.0,), b"a", -1.0, {}, 0.0, False, None)
+    history = [made, replace(made, number=1, phenotype=b"b"), replace(made, number=2, cached=True)]
+    assert [e.number for e in finalists(history)] == [0, 1]
