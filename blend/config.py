@@ -60,7 +60,7 @@ class SearchConfig(BaseModel):
     workers: Annotated[int, Field(ge=1)] = 1
     executor: Literal["local", "dask", "ray"] = "local"
     address: Annotated[str | None, Field(validate_default=True)] = None
-    timeout: Annotated[float, Field(gt=0.0)] | None = None
+    timeout: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
     cache_memory: int = 2**30
     directory: str = Field(default_factory=lambda: str(Path.cwd()))
     compensate: Literal["none", "channel", "patch"] = "none"
@@ -305,7 +305,7 @@ def _first_problem(error: ValidationError) -> str:
             return f"{name} must be {expected}, got {value!r}{nearest(str(value), re.findall(QUOTED, expected))}"
         case "int_parsing" | "int_type" | "int_from_float":
             return f"{name} must be a whole number, got {value!r}"
-        case "float_parsing" | "float_type":
+        case "float_parsing" | "float_type" | "finite_number":
             return f"{name} must be a number, got {value!r}"
         case "greater_than" | "less_than" if name == "reduction":
             return f"reduction must be in (0, 1), got {value}"

@@ -41,7 +41,8 @@ def write_whole(path: Path, content: bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             draft.unlink()
-        raise InputError(f"cannot write '{path}': {error}") from error
+        reason = error.strerror or str(error)  # without the draft's name
+        raise InputError(f"cannot write '{path}': {reason}") from error
 
 
 def read(path: Path) -> Document:

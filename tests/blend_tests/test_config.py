@@ -1,3 +1,4 @@
+import math
 import re
 
 import pytest
@@ -97,6 +98,8 @@ def test_it_never_changes():
         ("population", "some", "a whole number"),
         ("evaluations", 0, "at least 1"),
         ("generations", 0, "at least 1"),
+        ("timeout", 0.0, "greater than 0"),
+        ("timeout", math.inf, "a number"),
         ("time", "soon", "must be a duration like 90s, 45m, 2h or 1h30m"),
         ("target", "much", "must be a number, metric=NUMBER or fitness=NUMBER"),
         ("patience", 0, "at least 1"),

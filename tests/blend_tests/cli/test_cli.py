@@ -303,3 +303,21 @@ def test_ctrl_c_is_told_where_there_is_nothing_to_go_on_with(monkeypatch, capsys
     monkeypatch.setattr("blend.transfer.trial.transfer", interrupted)
     assert run([*command, f"{TASK_FILE}:small"]) == 130
     assert capsys.readouterr().err.strip().splitlines()[-1] == "interrupted"
+
+
+@pytest.mark.parametrize(("closed", "code"), [("2>&-", 0), (">&-", 3), ("<&- 2>&-", 0), (">/dev/full", 3)])
+def test_standard_streams_that_are_closed_or_full(finished, closed, code):
+    shown = f'"{sys.executable}" -m blend show "{finished.folder}" --json {closed}'
+    told = subprocess.run(["sh", "-c", shown], capture_output=True, text=True)
+    assert told.returncode == code
+    if code:
+        assert "error: stdout does not take the result: " in told.stderr
+    else:
+        assert json.loads(told.stdout)["id"] == "it"
+
+
+def test_a_search_needs_no_standard_streams(runs):
+    few = "--evaluations 4 --population 4 --criteria l1 --no-random-search --name it"
+    search = f'"{sys.executable}" -m blend search "{TASK_FILE}:small" {few} --runs-dir "{runs}" <&- >&- 2>&-'
+    assert subprocess.run(["sh", "-c", search]).returncode == 0
+    assert Run(runs / "it").status == "finished"
