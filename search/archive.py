@@ -82,11 +82,13 @@ class Archive:
                 f"fitness must be finite (WORST_FITNESS and an error if it failed), got {evaluation.fitness}"
             )
         self._all.append(evaluation)
-        self._first.setdefault(evaluation.phenotype, evaluation)
+        known = self._first.get(evaluation.phenotype)
+        if known is None or (known.given_up and not evaluation.given_up):
+            self._first[evaluation.phenotype] = evaluation
         self._own.setdefault((evaluation.phase, evaluation.phenotype), evaluation)
 
     def get(self, phenotype: bytes, phase: str) -> Evaluation | None:
-        """Return the first evaluation of a phenotype in a phase, else that of another phase, or None.
+        """Return the first evaluation of a phenotype in a phase, else one of another phase to the end, or None.
 
         What another phase gave up says nothing here.
         """

@@ -31,6 +31,7 @@ def test_its_own_evaluation_goes_before_those_of_other_phases_and_what_these_gav
     archive.add(own)
     assert archive.get(b"a", "random") is own
     assert archive.get(b"a", "search") is given_up
+    assert archive.get(b"a", "polish") is own
 
 
 def test_history_and_best_of_a_phase():
