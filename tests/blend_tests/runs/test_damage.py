@@ -92,6 +92,18 @@ class TestFullDisk:
         assert history(Run(disk / "it")) == history(finished)
         assert (disk / "it" / EXPORT).read_bytes() == (finished.folder / EXPORT).read_bytes()
 
+    def test_the_doctor_tells_of_it_while_a_search_runs(self, disk, capsys):
+        run = Run.create(disk / "it", CONFIGURATION)
+        process = hold(run.folder)
+        try:
+            fill(disk)
+            assert command(["doctor", str(run.folder)]) == 3
+            said = " ".join(capsys.readouterr().err.split())
+            assert "make room on its disk, or it will end at its next commit; go on then: blend resume" in said
+        finally:
+            process.kill()
+            process.wait()
+
     def test_a_new_run_is_refused_and_leaves_nothing(self, disk, capsys):
         fill(disk)
         said = refused(capsys, "search", TASK, "--runs-dir", disk)[1]
