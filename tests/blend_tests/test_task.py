@@ -10,7 +10,17 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from blend.errors import BlendError, InputError
-from blend.task import BUILTIN_TASKS, Split, Task, accuracy, check_task, load_task, materialise, task_function
+from blend.task import (
+    BUILTIN_TASKS,
+    Split,
+    Task,
+    accuracy,
+    check_task,
+    first_judgement,
+    load_task,
+    materialise,
+    task_function,
+)
 
 
 def labelled(n, seed):
@@ -403,3 +413,16 @@ def test_a_file_that_fails_to_import_can_be_mended(file):
 @pytest.mark.parametrize("name", BUILTIN_TASKS)
 def test_builtin_tasks_exist(name):
     assert task_function(name).__name__ == name
+
+
+def test_the_first_judgement_is_that_of_the_first_heldout_batch(task):
+    task.model.train()
+    task.metric = lambda outputs, targets: outputs.argmax(1) == targets
+    found = first_judgement(task, check_task(task).heldout)
+    assert task.model.training
+    inputs, targets = (part[:64] for part in labelled(70, 2))
+    outputs = task.model.eval()(inputs)
+    assert found == {
+        "loss": float(F.cross_entropy(outputs, targets)),
+        "metric": float((outputs.argmax(1) == targets).double().mean()),
+    }
