@@ -208,7 +208,8 @@ def first_judgement(task: Task, split: Split) -> dict[str, float]:
     """What a loss and a metric say of the network on the first batch of a split: changed, they say something else."""
     with _evaluating(task.model):
         _, _, targets, outputs = _first_outputs(task, split)
-        return {"loss": float(task.loss(outputs, targets)), "metric": float(task.metric(outputs, targets).double().mean())}
+        loss, metric = task.loss(outputs, targets), task.metric(outputs, targets)
+    return {"loss": float(loss), "metric": float(metric.double().mean())}
 
 
 def _check_weights(model: object) -> None:
