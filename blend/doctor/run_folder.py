@@ -26,14 +26,15 @@ def examine_run(folder: Path) -> Iterator[Finding]:
         yield Finding(area, "what to do", "pass", "restore the folder from a backup, or search again")
         return
     run = Run(folder)
-    found = [
-        attempt(area, "database", lambda: _sound(run)),
-        attempt(area, "history", lambda: _continuous(run)),
-        attempt(area, "scores", lambda: _loadable(run)),
-        attempt(area, "export", lambda: _consistent(run)),
-        attempt(area, "writer", lambda: _writer(run)),
-        attempt(area, "leftovers", lambda: _leftovers(run)),
-    ]
+    with run.database.snapshot():  # of a search that goes on
+        found = [
+            attempt(area, "database", lambda: _sound(run)),
+            attempt(area, "history", lambda: _continuous(run)),
+            attempt(area, "scores", lambda: _loadable(run)),
+            attempt(area, "export", lambda: _consistent(run)),
+            attempt(area, "writer", lambda: _writer(run)),
+            attempt(area, "leftovers", lambda: _leftovers(run)),
+        ]
     yield from found
     disk = attempt(area, "disk", lambda: _writable(run))
     yield disk

@@ -254,6 +254,19 @@ class TestDoctor:
         assert "work, of a process that was killed" in said
         assert "go on with: blend resume" in said
 
+    def test_sees_one_moment_of_a_search_that_goes_on(self, tmp_path, monkeypatch, capsys):
+        run, read = Run.create(tmp_path / "it", CONFIGURATION), Run.evaluations
+        run.commit({"search-state": {"generation": 1}}, [evaluation(0)])
+
+        def and_the_next_generation_is_committed(self):
+            found = read(self)
+            run.commit({"search-state": {"generation": 2}}, [evaluation(1, generation=1)])
+            return found
+
+        monkeypatch.setattr(Run, "evaluations", and_the_next_generation_is_committed)
+        assert command(["doctor", str(run.folder)]) == 0
+        assert "1 evaluations without a gap" in " ".join(capsys.readouterr().err.split())
+
     def test_refuses_what_is_not_there(self, tmp_path, capsys):
         assert refused(capsys, "doctor", "nowhere", "--runs-dir", tmp_path)[0] == 2
 
