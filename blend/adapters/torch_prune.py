@@ -43,7 +43,7 @@ class BlendedStructured(prune.BasePruningMethod):
 
 
 def mask(
-    model: nn.Module, criterion: BlendedCriterion, example_input: Tensor, reduction: float | None = None
+    model: nn.Module, criterion: BlendedCriterion | str, example_input: Tensor, reduction: float | None = None
 ) -> Keep:
     """Masks, in place, everything that a reduction removes: filters, their norms, and what reads their channels.
 
@@ -51,7 +51,7 @@ def mask(
 
     Args:
         model: The network.
-        criterion: The blend.
+        criterion: The blend, or the path of its file.
         example_input: For looking at the network.
         reduction: The share of cost that the channels stand for; the searched one by default.
 
@@ -63,10 +63,11 @@ def mask(
     """
     if prune.is_pruned(model):
         raise InputError("the network is masked already; make that permanent first")
-    graph = ChannelGraph.build(model, example_input, ignore=criterion.task.get("ignore", ()))
-    keep = criterion.keep_mask(graph, reduction)
-    criterion.network.warn_of_other_weights(model)
-    criterion.warn_of_no_compensation()
+    blend = criterion if isinstance(criterion, BlendedCriterion) else BlendedCriterion.load(criterion)
+    graph = ChannelGraph.build(model, example_input, ignore=blend.task.get("ignore", ()))
+    keep = blend.keep_mask(graph, reduction)
+    blend.network.warn_of_other_weights(model)
+    blend.warn_of_no_compensation()
     kept = np.append(keep, True)
     parameters = dict(_parameters(model))
     for axis in graph.axes:

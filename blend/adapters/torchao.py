@@ -33,7 +33,9 @@ _SHRINK: dict[type[nn.Module], Callable[[nn.Module], None]] = {nn.Conv2d: prune_
 class BlendedSparsifier(BaseStructuredSparsifier):
     """A sparsifier whose masks are those of a blend, by its frozen scores.
 
-    ``prepare(model, sparsifier.layers)`` and ``step()`` mask, ``prune()`` returns the smaller network.
+    ``prepare(model, sparsifier.layers)`` and ``step()`` mask, ``prune()`` returns the smaller network. Masks are of
+    filters only: a BatchNorm behind one goes on putting out its shift for a masked channel, and that goes with
+    ``prune()``. So recalibrate (`blend.recalibrate`) or train the smaller network.
 
     Args:
         criterion: The blend, or the path of its file.

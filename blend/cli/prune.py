@@ -214,6 +214,8 @@ def _speed(record: PruningRecord) -> Iterator[str]:
             f"batch {timed['batch_size']}: {1 / timed['ratio']:.2f} times as fast as unpruned "
             f"(95 % interval {1 / high:.2f} … {1 / low:.2f}), one thread, timed in turns"
         )
+    if record.finetuning is not None and not any(step["kept"] for step in record.finetuning["steps"]):
+        yield "fine-tuning brought nothing on held-out data: the network is as it was before the first epoch"
     if predicted := record.pruning["timing"].get("predicted"):
         measured = record.pruning["timing"]["measured"]
         yield (

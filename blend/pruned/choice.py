@@ -35,7 +35,7 @@ class Request:
     """What ``blend prune`` was asked for; what is None is the criterion file's own, or the usual.
 
     Attributes:
-        criterion: A criterion file (``*.json``), or the name of a criterion.
+        criterion: A criterion file, or the name of a criterion.
         task: As for a search.
         options: Passed to the task's function.
         reduction: The share of the cost to remove.
@@ -73,6 +73,13 @@ class Request:
     compensate: str | None = None
     formats: tuple[str, ...] = ()
     plan: Plan = ONE_STEP
+
+    @property
+    def by_file(self) -> bool:
+        """Whether the criterion is a file: one that is there, or called like one."""
+        return self.criterion.endswith(".json") or (
+            not self.criterion.isidentifier() and Path(self.criterion).is_file()
+        )
 
     def grade(self, otherwise: Grade = "none") -> Grade:
         """How consumers are corrected, if nothing was asked for otherwise."""
@@ -127,7 +134,7 @@ def choose(request: Request) -> Chosen:
         )
     _check_among("allocation", request.allocation, ALLOCATIONS)
     _check_among("compensate", request.compensate, GRADES)
-    return by_file(request) if request.criterion.endswith(".json") else by_name(request)
+    return by_file(request) if request.by_file else by_name(request)
 
 
 def by_file(request: Request) -> Chosen:

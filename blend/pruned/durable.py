@@ -71,7 +71,7 @@ def check_free_folder(folder: Path) -> None:
     Raises:
         InputError: Saying which.
     """
-    if os.path.lexists(folder):  # Path's own raises where a name is too long
+    if os.path.lexists(folder) or folder.name == "..":  # Path's own raises where a name is too long
         raise InputError(f"out must be a folder that does not exist yet, got '{folder}'")
     try:
         try_making(folder)

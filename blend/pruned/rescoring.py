@@ -46,7 +46,7 @@ class Rescoring:
         Raises:
             InputError: The file has no formula that could be applied to fresh scores.
         """
-        if not request.criterion.endswith(".json"):
+        if not request.by_file:
             return cls(chosen, request, None)
         file = BlendedCriterion.load(Path(request.criterion))
         file.check_formula()

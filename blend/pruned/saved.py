@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -63,6 +64,7 @@ class PruningRecord(_Strict):
         finetuning: How it was trained on, and what came out after every epoch of every step.
         task: What it was pruned for.
         versions: Of the libraries.
+        weights_sha256: Of the file with the tensors; None in records of earlier versions.
     """
 
     schema_version: Literal[1] = 1
@@ -76,6 +78,18 @@ class PruningRecord(_Strict):
     finetuning: dict[str, Any] | None = None
     task: dict[str, Any]
     versions: dict[str, str]
+    weights_sha256: str | None = None
+
+    @model_validator(mode="after")
+    def _fits_the_network(self) -> PruningRecord:
+        for cut in self.cuts:
+            shape = self.network.shapes.get(cut.tensor, ())
+            if not 0 <= cut.dim < len(shape):
+                raise ValueError(f"cuts must be of dimensions that the network has, got {cut.dim} of '{cut.tensor}'")
+            _check_positions(f"'{cut.tensor}'", cut.removed, shape[cut.dim])
+        for group in self.groups:
+            _check_positions(f"group '{group.name}'", group.removed, group.size)
+        return self
 
     @classmethod
     def load(cls, folder: str | Path) -> PruningRecord:
@@ -98,6 +112,11 @@ class PruningRecord(_Strict):
         for cut in self.cuts:
             shapes[cut.tensor][cut.dim] -= len(cut.removed)
         return {name: tuple(shape) for name, shape in shapes.items()}
+
+
+def _check_positions(what: str, removed: Sequence[int], size: int) -> None:
+    if list(removed) != sorted(set(removed) & set(range(size))):
+        raise ValueError(f"removed must be some of the {size} positions of {what}, ascending, got {list(removed)}")
 
 
 def load_pruned(folder: str | Path, model_factory: Callable[[], nn.Module]) -> nn.Module:
@@ -136,6 +155,12 @@ def load_pruned(folder: str | Path, model_factory: Callable[[], nn.Module]) -> n
 def write_weights(network: nn.Module, layout: str, path: Path) -> int:
     """Writes a network's tensors, and returns the size of the file in bytes."""
     return path.write_bytes(save(plain_tensors(network), metadata={"layout": layout}))
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def plain_tensors(network: nn.Module) -> dict[str, Tensor]:
@@ -189,6 +214,8 @@ def _check_network(record: PruningRecord, shapes: Mapping[str, tuple[int, ...]])
 def _read_weights(path: Path, record: PruningRecord) -> dict[str, Tensor]:
     """The saved tensors, checked against the record."""
     try:
+        if record.weights_sha256 not in (None, file_hash(path)):
+            raise InputError(f"'{path}' is not the file that was written, or is damaged: its SHA-256 is another")
         with safe_open(path, framework="pt") as file:
             layout = (file.metadata() or {}).get("layout")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 — not a mapping

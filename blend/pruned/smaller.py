@@ -21,6 +21,7 @@ from blend.pruned.saved import (
     WEIGHTS,
     PruningRecord,
     cuts,
+    file_hash,
     load_pruned,
     removed_channels,
     write_weights,
@@ -62,14 +63,14 @@ def _written(steps: Steps, made: Position, folder: Path) -> PruningRecord:
             stages.add(one.title, one.network, one.keep)
         stages.rows[-1]["bytes"] = write_weights(network, chosen.graph.fingerprint, draft / WEIGHTS)
         stages.finish()
-        record = _record(steps, made, stages.rows)
+        record = _record(steps, made, stages.rows, file_hash(draft / WEIGHTS))
         (draft / RECORD).write_text(record.model_dump_json(indent=1) + "\n")
         _check_written(draft, chosen, network)
         export(steps.request.formats, network, chosen.splits.heldout.inputs[:EXAMPLES], draft)
     return record
 
 
-def _record(steps: Steps, made: Position, stages: list[dict[str, Any]]) -> PruningRecord:
+def _record(steps: Steps, made: Position, stages: list[dict[str, Any]], weights: str) -> PruningRecord:
     chosen, request, keep = steps.chosen, steps.request, made.now.keep
     config, graph = chosen.config, chosen.graph
     added = [name for name in made.now.network.state_dict() if name not in graph.shapes]
@@ -91,6 +92,7 @@ def _record(steps: Steps, made: Position, stages: list[dict[str, Any]]) -> Pruni
         stages=tuple(stages),
         task={"name": chosen.task.name, "options": config.options, "seed": config.seed},
         versions=library_versions(),
+        weights_sha256=weights,
     )  # fmt: skip
 
 

@@ -70,17 +70,30 @@ class Unfinished:
 
     def _check(self, request: dict[str, Any]) -> None:
         path = self.folder / REQUEST
-        if not path.exists():
+        if not path.exists() or not self.begun:
             with self._mended(), durably(path) as draft:
                 draft.write_text(json.dumps(request, indent=1))
             return
-        theirs = json.loads(path.read_text())
+        theirs = self._other(path)
         for name in {**request, **theirs}:
             if (here := request.get(name)) != (there := theirs.get(name)):
                 raise InputError(
                     f"'{self.folder}' holds what another request has left unfinished, with {name} {there} in place of "
                     f"{here}; give that one again to go on with it, or remove the folder to begin anew"
                 )
+
+    def _other(self, path: Path) -> dict[str, Any]:
+        """The request that has left something here."""
+        try:
+            found = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise self._damaged(path, error) from error
+        if not isinstance(found, dict):
+            raise self._damaged(path, TypeError("it is no request"))
+        return found
+
+    def _damaged(self, path: Path, error: Exception) -> InputError:
+        return InputError(f"'{path}' cannot be read ({described(error)}); remove '{self.folder}' to begin anew")
 
     def load(self, name: str) -> State | None:
         """A state; None if there is none.
@@ -96,9 +109,7 @@ class Unfinished:
                 state = json.loads((file.metadata() or {})["state"])
                 return {key: file.get_tensor(key) for key in file.keys()}, state  # noqa: SIM118 — not a mapping
         except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise InputError(
-                f"'{path}' cannot be read ({described(error)}); remove '{self.folder}' to begin anew"
-            ) from error
+            raise self._damaged(path, error) from error
 
     def save(self, name: str, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Writes a state in the place of the one before, whole or not at all.

@@ -235,6 +235,25 @@ def test_what_another_request_left_is_not_touched(capsys, tmp_path, monkeypatch,
     assert Unfinished(tmp_path / "out").begun
 
 
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b'{"seed": 1}'])
+def test_a_request_of_which_nothing_was_saved_is_in_nobodys_way(content, tmp_path):
+    unfinished = Unfinished(tmp_path / "out")
+    unfinished.folder.mkdir()
+    (unfinished.folder / "request.json").write_bytes(content)
+    with unfinished.held({"seed": 0}, wanted=True):
+        assert json.loads((unfinished.folder / "request.json").read_text()) == {"seed": 0}
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff"])
+def test_a_damaged_request_says_what_to_do(capsys, tmp_path, monkeypatch, content):
+    left_behind(capsys, tmp_path, monkeypatch)
+    (tmp_path / ".out.unfinished" / "request.json").write_bytes(content)
+    told = prune(capsys, tmp_path / "out", *TUNED, code=2)
+    assert "request.json' cannot be read (" in told
+    assert told.endswith(f"remove '{tmp_path / '.out.unfinished'}' to begin anew")
+
+
 def test_two_processes_do_not_make_the_same_folder(capsys, tmp_path):
     with Unfinished(tmp_path / "out").held({}, wanted=True):
         assert "is being made by another process" in prune(capsys, tmp_path / "out", *TUNED, code=2)
@@ -300,3 +319,14 @@ def test_training_data_must_be_apart_from_what_judges(capsys, tmp_path):
     file.write_text(FILE.read_text().replace("FineTuning(task.calibration,", "FineTuning(task.test,"))
     told = prune(capsys, tmp_path / "out", "l1", f"{file}:tunable", "--finetune", "1", code=2)
     assert "the training and test splits must be disjoint" in told
+
+
+@pytest.mark.parametrize(
+    ("reduction", "rate", "said"), [("0.5", "1e-12", True), ("0.8", "0.05", False)], ids=["nothing", "something"]
+)
+def test_fine_tuning_that_brings_nothing_is_told(capsys, tmp_path, reduction, rate, said):
+    asked = ["l1", TASK, "--reduction", reduction, "--finetune", "3", "--learning-rate", rate]
+    assert run(["prune", *asked, "--out", str(tmp_path / "out")]) == 0
+    assert ("fine-tuning brought nothing on held-out data" in capsys.readouterr().err) == said
+    steps = PruningRecord.load(tmp_path / "out").finetuning["steps"]
+    assert (steps[0]["kept"] == 0) == said

@@ -93,6 +93,12 @@ def test_criterion_file_keeps_what_the_search_measured(capsys, tmp_path, criteri
             torch.testing.assert_close(tensor, smaller.state_dict()[name], rtol=0, atol=0)
 
 
+def test_a_file_may_have_any_name(capsys, tmp_path, criterion):
+    (tmp_path / "mine").write_bytes(criterion.read_bytes())
+    record = prune(capsys, tmp_path / "mine", TASK, "--out", tmp_path / "smaller", "--json")
+    assert record["criterion"]["file"] == "mine"
+
+
 @pytest.mark.parametrize("grade", ["none", "patch"])
 def test_a_file_prunes_by_itself_as_the_command_does(capsys, tmp_path, criterion, grade):
     file = BlendedCriterion.load(criterion).model_copy(update={"compensate": grade})
@@ -344,9 +350,39 @@ def test_loading_refuses_broken_folders(pruned, tmp_path):
     with pytest.raises(InputError, match="is not a pruning record: "):
         load_pruned(tmp_path / "copy", SmallNetwork)
     (tmp_path / "copy" / WEIGHTS).write_bytes(b"nothing")
-    (tmp_path / "copy" / RECORD).write_bytes((pruned / RECORD).read_bytes())
+    record = json.loads((pruned / RECORD).read_text())
+    (tmp_path / "copy" / RECORD).write_text(json.dumps({**record, "weights_sha256": None}))  # of an earlier version
     with pytest.raises(InputError, match="cannot read"):
         load_pruned(tmp_path / "copy", SmallNetwork)
+
+
+@pytest.mark.parametrize("place", [-1, -100, 200])
+def test_loading_refuses_weights_of_which_a_bit_is_another(pruned, tmp_path, place):
+    shutil.copytree(pruned, tmp_path, dirs_exist_ok=True)
+    content = bytearray((pruned / WEIGHTS).read_bytes())
+    content[place] ^= 1
+    (tmp_path / WEIGHTS).write_bytes(content)
+    with pytest.raises(InputError, match=r"weights\.safetensors' is not the file that was written, or is damaged"):
+        load_pruned(tmp_path, SmallNetwork)
+
+
+@pytest.mark.parametrize(
+    ("place", "change", "complaint"),
+    [
+        ("cuts", {"tensor": "nope"}, "cuts must be of dimensions that the network has, got 0 of 'nope'"),
+        ("cuts", {"dim": 9}, "cuts must be of dimensions that the network has, got 9 of 'features.0.weight'"),
+        ("cuts", {"removed": [1, 0]}, "removed must be some of the 12 positions of 'features.0.weight', ascending"),
+        ("cuts", {"removed": [12]}, "removed must be some of the 12 positions of 'features.0.weight', ascending"),
+        ("groups", {"removed": [0, 0]}, "removed must be some of the 12 positions of group 'features.0', ascending"),
+    ],
+)
+def test_loading_refuses_a_record_that_contradicts_itself(pruned, tmp_path, place, change, complaint):
+    shutil.copytree(pruned, tmp_path, dirs_exist_ok=True)
+    record = json.loads((pruned / RECORD).read_text())
+    record[place][0] |= change
+    (tmp_path / RECORD).write_text(json.dumps(record))
+    with pytest.raises(InputError, match=f"is not a pruning record: .*{complaint}"):
+        load_pruned(tmp_path, SmallNetwork)
 
 
 def test_what_is_written_holds_no_pickle(pruned):
