@@ -28,7 +28,7 @@ from blend.scoring import (
     scored_by,
     scored_separately,
 )
-from blend.task import Splits, Task, first_judgement, task_function
+from blend.task import Splits, Task, task_function
 from criteria import ChannelGraph, ScoreTable, cluster
 
 
@@ -139,11 +139,6 @@ class Problem:
             "weights": weight_hash(self.task.model),
             **{split.name: split.fingerprint() for split in self.splits},
         }
-
-    @cached_property
-    def judgement(self) -> dict[str, float]:
-        """What tells whether a resumed run still has the loss and the metric that it began with."""
-        return first_judgement(self.task, self.splits.heldout)
 
 
 def prepare(

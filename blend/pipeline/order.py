@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -39,6 +38,7 @@ from blend.pipeline.evidence import verdict
 from blend.pipeline.export import blended_criterion
 from blend.pipeline.phase import Phase
 from blend.pipeline.precision import chosen_precision, finalists
+from blend.pipeline.same_task import check_same_task, marks
 from blend.problem import Problem, prepare
 from blend.progress import progress, say
 from blend.report.figure import draw_result
@@ -66,7 +66,6 @@ from search.strategies import STRATEGIES
 from search.strategy import Strategy
 
 HANDFUL = 4  # baselines a worker between two commits
-SAME = 1e-3  # relative difference up to which another kind of processor may be the reason
 
 
 def start(config: SearchConfig, folder: Path, another: Callable[[], Path] | None = None) -> Run:
@@ -125,12 +124,12 @@ def resume(run: Run, **elsewhere: Any) -> Run:
     if not Path(config.directory).is_dir():
         raise InputError(f"run '{run.name}' cannot go on: '{config.directory}', where it was started, is gone")
     with here.writing(), chdir(config.directory), open_executor(config) as executor:
-        if (identity := here.get("identity")) is None:  # it ended before its scores were whole
+        if here.get("identity") is None:  # it ended before its scores were whole
             problem = prepare(config)
             _keep_scores(here, problem)
         else:
             problem = prepare(config, here.folder / SCORES)
-            _check_same(here, problem, identity)
+            check_same_task(here, problem)
         here.commit({"status": "running", "error": None})
         _Execution(here, problem, executor).go()
     return run
@@ -139,23 +138,7 @@ def resume(run: Run, **elsewhere: Any) -> Run:
 def _keep_scores(run: Run, problem: Problem) -> None:
     """Puts down what is searched among: the scores, and then that they are whole, and what they are of."""
     problem.table.save(run.folder / SCORES)
-    known = {"identity": problem.identity, "judgement": problem.judgement, "unpruned_cost": problem.cost.full}
-    run.commit({"status": "running", **known})
-
-
-def _check_same(run: Run, problem: Problem, identity: dict[str, str]) -> None:
-    """Refuses another network, other data, and what judges them otherwise: history and what follows must compare."""
-    refusal = f"run '{run.name}' cannot go on: its task's"
-    for what, digest in problem.identity.items():
-        if identity[what] != digest:
-            raise InputError(f"{refusal} {what} must be as at the start")
-    before = run.get("judgement", problem.judgement)  # runs of earlier versions have none
-    for what, value in problem.judgement.items():
-        if not math.isclose(value, before[what], rel_tol=SAME, abs_tol=SAME**2):
-            raise InputError(
-                f"{refusal} {what} must be as at the start, when it was {before[what]:.6g} on the first held-out "
-                f"batch, got {value:.6g}"
-            )
+    run.commit({"status": "running", **marks(problem), "unpruned_cost": problem.cost.full})
 
 
 class _Execution:

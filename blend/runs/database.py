@@ -78,7 +78,8 @@ class Database:
         try:
             yield
         finally:
-            self._connection.execute("ROLLBACK")
+            if self._connection.in_transaction:  # a damaged file may have ended it
+                self._connection.execute("ROLLBACK")
 
     def query(self, question: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows of an answer."""
