@@ -52,7 +52,7 @@ def test_table_of_a_large_network_fits_into_100_columns(capsys):
 
     record = SimpleNamespace(
         pruning={"achieved": 0.5, "cost": "macs", "reduction": 0.5, "timing": {}},
-        criterion={"name": "l1"}, task={"name": "large"}, stages=(row | {"stage": "unpruned"}, row),
+        criterion={"name": "l1"}, task={"name": "large"}, stages=(row | {"stage": "unpruned"}, row), finetuning=None,
     )  # fmt: skip
     _print_stages(record)
     lines = capsys.readouterr().err.splitlines()
