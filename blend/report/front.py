@@ -49,9 +49,9 @@ def front_table(run: Run, rows: list[dict[str, Any]]) -> Table:
     table = Table(title=f"{run.name}: the front, {run.config.cost} of {run.config.title} removed", box=None)
     for column in ("at least", "removed", "held-out", "test", "strongest single there", "test", "margin", "random"):
         table.add_column(column, justify="left" if column == "strongest single there" else "right")
+    unit = Unit.of(row[f"{split}_metric"] for row in rows for split in ("heldout", "test"))
     for row in rows:
         single, chance, margin = row["single"], row["random_search"], row["margin"]
-        unit = Unit.of([row["heldout_metric"], row["test_metric"]])
         table.add_row(
             f"{row['reduction']:g}", f"{row['achieved_reduction']:.4f}", f"{row['heldout_metric']:.4f}",
             Text(f"{row['test_metric']:.4f}", "bold green"),

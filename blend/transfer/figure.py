@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from blend.errors import InputError
-from blend.report.units import Unit
-from blend.transfer.text import KINDS
+from blend.transfer.text import KINDS, unit_of
 
 SUFFIXES = (".png", ".svg", ".pdf")
 _STYLES = {"frozen": ("#1b7837", "o-", 8), "recomputed": ("#4575b4", "s-", 4), "uniform_blend": ("#999999", "^--", 4)}
@@ -36,7 +35,7 @@ def draw_transfer(report: dict[str, Any], path: Path) -> None:
         figure = Figure(figsize=(4.2 * across + 0.6, 3.4 * down + 0.4), layout="constrained")
         FigureCanvasAgg(figure)
         panels = figure.subplots(down, across, squeeze=False, sharey=True).flat
-        unit = Unit.of(task["unpruned"]["test_metric"] for task in tasks)
+        unit = unit_of(tasks)
         for axes, task in zip(panels, tasks, strict=False):
             _draw_task(axes, task, report["cost"], unit.factor)
         for axes in panels:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -33,20 +33,26 @@ def task_table(task: dict[str, Any]) -> Table:
     table = Table(title=f"{task['label']} ({task['network']})", box=None)
     for column in ("removed", "blend", "held-out", "test", "margin on test (95 %)", "over the strongest"):
         table.add_column(column, justify="left" if column in ("blend", "over the strongest") else "right")
-    unpruned = task["unpruned"]
+    unpruned, unit = task["unpruned"], unit_of([task])
     table.add_row("0", "unpruned", f"{unpruned['heldout_metric']:.3f}", f"{unpruned['test_metric']:.3f}")
     for result in task["results"]:
         for kind, name in KINDS.items():
             first = f"{result['reduction']:g}" if kind == FROZEN else ""
-            table.add_row(first, name, *_cells(result[kind]))
+            table.add_row(first, name, *_cells(result[kind], unit))
     return table
 
 
-def _cells(entry: dict[str, Any]) -> tuple[str | Text, ...]:
+def unit_of(tasks: Sequence[dict[str, Any]]) -> Unit:
+    """What differences of the metric are told in, the same for all of some tasks."""
+    entries = (entry for task in tasks for result in task["results"] for entry in map(result.get, KINDS))
+    judged = [task["unpruned"] for task in tasks] + [entry for entry in entries if entry and "margin" in entry]
+    return Unit.of(entry[f"{split}_metric"] for entry in judged for split in ("heldout", "test"))
+
+
+def _cells(entry: dict[str, Any], unit: Unit) -> tuple[str | Text, ...]:
     if "reason" in entry:
         return "—", "—", "—"
     margin, colour = entry["margin"], _COLOURS[entry["verdict"]]
-    unit = Unit.of([entry["heldout_metric"], entry["test_metric"]])
     gain = Text(f"{unit(margin['test'])} ({unit.interval(margin['test_ci95'])})", colour)
     return f"{entry['heldout_metric']:.3f}", f"{entry['test_metric']:.3f}", gain, margin["test_over"]
 
