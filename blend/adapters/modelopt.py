@@ -7,6 +7,7 @@ go is the blend's, how many is its own.
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,8 @@ class BlendedImportance:
         InputError: If the blend cannot be loaded or belongs to another network.
     """
 
-    def __init__(self, criterion: BlendedCriterion | str, model: nn.Module, example_input: Tensor) -> None:
-        blend = criterion if isinstance(criterion, BlendedCriterion) else BlendedCriterion.load(criterion)
+    def __init__(self, criterion: BlendedCriterion | str | Path, model: nn.Module, example_input: Tensor) -> None:
+        blend = BlendedCriterion.of(criterion)
         graph = ChannelGraph.build(model, example_input, ignore=blend.task.get("ignore", ()))
         self._scores = blend.frozen_scores(graph)
         blend.network.warn_of_other_weights(model)

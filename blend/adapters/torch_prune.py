@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ class BlendedStructured(prune.BasePruningMethod):
 
 
 def mask(
-    model: nn.Module, criterion: BlendedCriterion | str, example_input: Tensor, reduction: float | None = None
+    model: nn.Module, criterion: BlendedCriterion | str | Path, example_input: Tensor, reduction: float | None = None
 ) -> Keep:
     """Masks, in place, everything that a reduction removes: filters, their norms, and what reads their channels.
 
@@ -63,7 +64,7 @@ def mask(
     """
     if prune.is_pruned(model):
         raise InputError("the network is masked already; make that permanent first")
-    blend = criterion if isinstance(criterion, BlendedCriterion) else BlendedCriterion.load(criterion)
+    blend = BlendedCriterion.of(criterion)
     graph = ChannelGraph.build(model, example_input, ignore=blend.task.get("ignore", ()))
     keep = blend.keep_mask(graph, reduction)
     blend.network.warn_of_other_weights(model)

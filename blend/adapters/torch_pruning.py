@@ -6,6 +6,7 @@ import copy
 import warnings
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,13 +55,13 @@ class BlendedImportance:
 
     def __init__(
         self,
-        criterion: BlendedCriterion | str,
+        criterion: BlendedCriterion | str | Path,
         model: nn.Module,
         example_inputs: Tensor,
         batches: Batches = (),
         loss: Loss = nn.functional.cross_entropy,
     ) -> None:
-        self.criterion = criterion if isinstance(criterion, BlendedCriterion) else BlendedCriterion.load(criterion)
+        self.criterion = BlendedCriterion.of(criterion)
         graph = ChannelGraph.build(model, example_inputs, ignore=self.criterion.task.get("ignore", ()))
         frozen = None if batches else self.criterion.frozen_scores(graph)
         if frozen is not None:

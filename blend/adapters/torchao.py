@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,12 +56,12 @@ class BlendedSparsifier(BaseStructuredSparsifier):
 
     def __init__(
         self,
-        criterion: BlendedCriterion | str,
+        criterion: BlendedCriterion | str | Path,
         model: nn.Module,
         example_input: Tensor,
         reduction: float | None = None,
     ) -> None:
-        blend = criterion if isinstance(criterion, BlendedCriterion) else BlendedCriterion.load(criterion)
+        blend = BlendedCriterion.of(criterion)
         self._graph = graph = ChannelGraph.build(model, example_input, ignore=blend.task.get("ignore", ()))
         frozen = blend.frozen_scores(graph)
         blend.network.warn_of_other_weights(model)

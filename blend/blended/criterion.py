@@ -94,6 +94,11 @@ class BlendedCriterion(Strict):
         except ValidationError as error:
             raise not_one(Path(path), first_problem(error)) from error
 
+    @classmethod
+    def of(cls, criterion: BlendedCriterion | str | Path) -> BlendedCriterion:
+        """A criterion as it is, or that of a file (`load`)."""
+        return criterion if isinstance(criterion, BlendedCriterion) else cls.load(criterion)
+
     def frozen_scores(self, graph: ChannelGraph) -> dict[str, NDArray[np.float64]]:
         """The stored scores, per group of a network of the very same layout.
 
