@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from deap import cma
 
+from search.archive import WORST_FITNESS
 from search.individual import Individual
 from search.novelty import GROWTH, IsKnown, novel
 from search.relaxation import Point, Relaxation
@@ -29,9 +30,10 @@ class CMAES(AskTell):
     """Covariance matrix adaptation in the relaxation of the space (see `search.relaxation`).
 
     The first generation is that of every strategy; the distribution begins at the best of it. A point outside the box
-    is replaced by the nearest one inside, and learnt from as such. A proposal that is known is drawn anew with a larger
-    step. A generation cut short by a limit teaches the distribution nothing. When its steps have become too short to
-    find anything new, or some next to nothing beside others, it begins again from the best.
+    is replaced by the nearest one inside, and learnt from as such. A proposal that is known is drawn anew with a
+    larger step. A generation cut short by a limit, or of which more than half failed, teaches the distribution
+    nothing. When its steps have become too short to find anything new, or some next to nothing beside others, it
+    begins again from the best.
 
     Up to `FULL_UP_TO` coordinates this is DEAP's `cma.Strategy`; above, the separable variant (Ros and Hansen, PPSN
     2008). Draws come from the strategy's own random state, not from numpy's.
@@ -92,7 +94,7 @@ class CMAES(AskTell):
     def _learn(self, told: list[Individual]) -> None:
         if self._distribution is None or self._distribution.sigma * max(self._distribution.diagD) < _LEAST_STEP:
             self._distribution = self._begin_again()
-        elif len(told) == self.population:
+        elif sum(one.value > WORST_FITNESS for one in told) >= self._distribution.mu and len(told) == self.population:
             judged = zip(self._points, told, strict=True)
             with np.errstate(invalid="ignore", divide="ignore"):  # an eigenvalue may be 0, or less by rounding
                 self._distribution.update([Individual(point.tolist(), one.value) for point, one in judged])

@@ -17,9 +17,7 @@ from search.swap import SwapSearch
 class MakesStrategy(Protocol):
     """What makes a strategy: a class whose other parameters have defaults."""
 
-    def __call__(
-        self, space: Space, *, population: int, seed: int, initial: Sequence[Sequence[float]] = ()
-    ) -> AskTell:
+    def __call__(self, space: Space, *, population: int, seed: int, initial: Sequence[Sequence[float]] = ()) -> AskTell:
         """Return the strategy at generation 0."""
         ...
 

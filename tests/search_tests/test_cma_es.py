@@ -5,6 +5,7 @@ import pytest
 from deap import cma
 
 from search import Real, Space
+from search.archive import WORST_FITNESS
 from search.cma_es import CMAES, FULL_UP_TO, _Separable
 from search.individual import Individual
 
@@ -61,6 +62,16 @@ def test_a_generation_that_was_cut_teaches_nothing_but_the_best():
     strategy.tell(genomes, [1.0] * 5)
     assert strategy.state_dict()["distribution"] == before
     assert strategy.best == (genomes[0], 1.0)
+
+
+@pytest.mark.parametrize(("failed", "teaches"), [(6, True), (7, False)])
+def test_a_generation_of_which_more_than_half_failed_teaches_nothing(failed, teaches):
+    strategy = run(4, 36, population=12)
+    before = strategy.state_dict()["distribution"]
+    genomes = strategy.ask()
+    fitnesses = [WORST_FITNESS] * failed + [ellipsoid(genome) for genome in genomes[failed:]]
+    strategy.tell(genomes, fitnesses)
+    assert (strategy.state_dict()["distribution"] != before) is teaches
 
 
 def test_when_its_steps_are_too_short_it_begins_again_from_the_best():
