@@ -21,8 +21,10 @@ from joblib.externals.loky import ProcessPoolExecutor, process_executor
 # One thread a worker, however many workers there are: N workers of N threads fight for the cores, and floating-point
 # sums that depend on the number of threads would make results depend on the number of workers.
 _ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
-# glibc gives large buffers back at every free, so that each forward pass pays for its pages anew; these keep them.
+# glibc gives large buffers back at every free, so that each forward pass pays for its pages anew; these keep them (see
+# `_Heap`), and have them in pages of 2 MB where the system has such.
 _ENVIRONMENT |= {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
+_ENVIRONMENT["GLIBC_TUNABLES"] = f"{os.environ.get('GLIBC_TUNABLES', '')}:glibc.malloc.hugetlb=1".removeprefix(":")
 
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 _LINE = 300  # characters
@@ -127,7 +129,36 @@ def guarded(function: Callable[[Any], Any], item: Any) -> Answer:
         result = function(item)
     except Exception as error:  # noqa: BLE001 - one item's error is its result; and an exception that can't be
         result = failure(error)  # unpickled would break the pool
-    return Answer(result, _resident_memory())
+    return Answer(result, _heap.tidied())
+
+
+class _Heap:
+    """A worker's heap, in which buffers of ever other sizes leave gaps that no later one fits into.
+
+    When resident memory is more than `SLACK` times and `ROOM` above what it was after one item, the pages of all gaps
+    are given back to the system. The next item pays for those that it needs.
+    """
+
+    SLACK, ROOM = 1.1, 2**28  # bytes
+
+    def __init__(self) -> None:
+        self._after_one = 0
+
+    def tidied(self) -> int:
+        """The process' resident memory in bytes, after it gave back what it could, if it was time to."""
+        memory = _resident_memory()
+        if self._after_one == 0:
+            self._after_one = memory
+        elif memory > self.SLACK * self._after_one + self.ROOM:
+            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+            if trim is not None:
+                trim(0)
+            self._after_one = 0
+            memory = _resident_memory()
+        return memory
+
+
+_heap = _Heap()
 
 
 @contextmanager

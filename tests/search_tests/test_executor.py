@@ -1,5 +1,6 @@
 import math
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -159,6 +160,14 @@ def test_a_worker_that_grows_is_replaced_and_memory_stays_flat():
         assert len({pid for pid, _ in results}) > 1
         steady = [result for _, result in executor.run(toy.environment, range(60))]
         assert len({pid for pid, *_ in steady}) == 1
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs malloc_trim")
+def test_what_lies_in_gaps_of_the_heap_is_given_back():
+    with LocalExecutor(1) as executor:
+        before, after_little, after_much = (held for _, held in executor.run(toy.leaves_gaps, [100, 800, 1]))
+    assert after_little > before + 50  # pages are kept
+    assert after_much < before + 50
 
 
 def test_nothing_else_replaces_a_worker_that_grows():

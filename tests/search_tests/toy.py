@@ -194,3 +194,16 @@ def leak(megabytes):
 
 def is_imported(module):
     return module in sys.modules
+
+
+_left: list[bytearray] = []
+
+
+def leaves_gaps(megabytes):
+    """Allocates so much, keeps a little between the pieces, and says what the process held before, in MB."""
+    held = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    pieces = []
+    for _ in range(megabytes):
+        pieces.append(bytearray(b"x") * 2**20)
+        _left.append(bytearray(1000))
+    return held
