@@ -68,6 +68,8 @@ class Archive:
         self._all: list[Evaluation] = []
         self._first: dict[bytes, Evaluation] = {}
         self._own: dict[tuple[str, bytes], Evaluation] = {}
+        self._phases: dict[str, list[Evaluation]] = {}
+        self._best: dict[str | None, Evaluation] = {}
         for evaluation in evaluations:
             self.add(evaluation)
 
@@ -86,6 +88,11 @@ class Archive:
         if known is None or (known.given_up and not evaluation.given_up):
             self._first[evaluation.phenotype] = evaluation
         self._own.setdefault((evaluation.phase, evaluation.phenotype), evaluation)
+        self._phases.setdefault(evaluation.phase, []).append(evaluation)
+        for phase in (evaluation.phase, None) if evaluation.error is None else ():
+            best = self._best.setdefault(phase, evaluation)
+            if evaluation.fitness > best.fitness:
+                self._best[phase] = evaluation
 
     def get(self, phenotype: bytes, phase: str) -> Evaluation | None:
         """Return the first evaluation of a phenotype in a phase, else one of another phase to the end, or None.
@@ -109,12 +116,11 @@ class Archive:
 
     def history(self, phase: str | None = None) -> list[Evaluation]:
         """Return the evaluations of a phase, or all, in order."""
-        return [evaluation for evaluation in self._all if phase in (None, evaluation.phase)]
+        return list(self._all if phase is None else self._phases.get(phase, ()))
 
     def best(self, phase: str | None = None) -> Evaluation | None:
         """Return the fittest evaluation of a phase, or of all: the first among equals, None if none succeeded."""
-        succeeded = (evaluation for evaluation in self.history(phase) if evaluation.error is None)
-        return max(succeeded, key=lambda evaluation: evaluation.fitness, default=None)
+        return self._best.get(phase)
 
     def front(self, cost_key: str, phase: str | None = None) -> list[Evaluation]:
         """Return the Pareto front of fitness (higher is better) against a cost (lower is better).
