@@ -5,8 +5,7 @@ Tasks come from three places: the built-in names, ``package.module:function`` an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from types import MappingProxyType
@@ -21,6 +20,7 @@ from blend.errors import InputError, described, nearest
 from blend.progress import say
 from blend.tasks.loading import call, find_function
 from blend.tasks.splits import Data, Split, check_disjoint, materialise
+from criteria.evaluating import evaluating
 from criteria.losses import LABEL_FREE
 
 __all__ = [
@@ -194,7 +194,7 @@ def check_task(task: Task, calibration_loss: str = "task") -> Splits:
         check_disjoint(a, b)
     if not isinstance(task.example_input, Tensor) or task.example_input.ndim == 0 or len(task.example_input) == 0:
         raise InputError(f"example_input must be a batch of at least one input, got {_summary(task.example_input)}")
-    with _evaluating(task.model):
+    with evaluating(task.model), torch.no_grad():
         _attempt("the model", "example_input", task.model, task.example_input)
         for split in (splits.heldout, splits.calibration, splits.test):
             if split.labelled:
@@ -206,7 +206,7 @@ def check_task(task: Task, calibration_loss: str = "task") -> Splits:
 
 def first_judgement(task: Task, split: Split) -> dict[str, float]:
     """What a loss and a metric say of the network on the first batch of a split: changed, they say something else."""
-    with _evaluating(task.model):
+    with evaluating(task.model), torch.no_grad():
         _, _, targets, outputs = _first_outputs(task, split)
         loss, metric = task.loss(outputs, targets), task.metric(outputs, targets)
     return {"loss": float(loss), "metric": float(metric.double().mean())}
@@ -231,24 +231,11 @@ def _check_weights(model: object) -> None:
             raise InputError(f"the weights of the model must not be made in torch.inference_mode(), got such as {name}")
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Hold every module in evaluation mode, without gradients."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        with torch.no_grad():
-            model.eval()
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
 def _check_judgement(task: Task, split: Split) -> None:
     """Run the first batch of a split through network, loss and metric."""
     where, inputs, targets, outputs = _first_outputs(task, split)
     loss = _attempt("loss", where, task.loss, outputs, targets)
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
+    if not isinstance(loss, Tensor) or loss.ndim:
         raise InputError(f"loss must return a scalar tensor, the mean over the batch, got {_summary(loss)} on {where}")
     if not loss.isfinite().all():
         raise InputError(f"loss returned {loss.item()} on {where}; it must be finite on the unpruned network")

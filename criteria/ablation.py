@@ -79,7 +79,11 @@ def accuracy_ablation(network: Network, *, images: Annotated[int, at_least(1)] =
     metric = network.metric
     if metric is None:
         raise CriterionError("criterion 'accuracy_ablation' needs a metric; give one to score(metric=...)")
-    return _ablation(network, images, lambda outputs, targets: -metric(outputs, targets.to(outputs.device)).mean())
+
+    def harm(outputs: Tensor, targets: Tensor) -> Tensor:
+        return -metric(outputs, targets.to(outputs.device)).double().mean()
+
+    return _ablation(network, images, harm)
 
 
 def _ablation(network: Network, images: int, harm: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Tensor]:

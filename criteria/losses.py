@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from criteria.errors import CriterionValueError
+from criteria.evaluating import evaluating
 
 
 def squared_norm(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ def with_own_outputs(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]])
     """The same inputs, with the outputs of a network in eval mode in the place of the labels.
 
     Args:
-        model: the unpruned network; its mode is put back after each batch.
+        model: the unpruned network; its mode and attributes are put back after each batch.
         batches: (inputs, targets), of which the targets are not looked at.
 
     Yields:
@@ -56,13 +57,8 @@ def with_own_outputs(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]])
     """
     device = next(model.parameters()).device
     for inputs, _ in batches:
-        modes = {module: module.training for module in model.modules()}
-        try:
-            with torch.no_grad():
-                outputs: Tensor = model.eval()(inputs.to(device))
-        finally:
-            for module, training in modes.items():
-                module.training = training
+        with evaluating(model), torch.no_grad():
+            outputs: Tensor = model(inputs.to(device))
         yield inputs, outputs.detach()
 
 

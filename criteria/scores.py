@@ -141,9 +141,7 @@ def score_table(
     if combine not in get_args(Combination):
         raise CriterionValueError(f"combine must be one of {', '.join(get_args(Combination))}, got {combine!r}")
     chosen = [CRITERIA.get(item) if isinstance(item, str) else item for item in criteria]
-    names = [criterion.name for criterion in chosen]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise CriterionValueError(f"criteria must differ from one another, got {twice!r} twice")
+    names = distinct_names(chosen)
     scores: dict[tuple[str, str], Scores] = {}
     notes: list[Note] = []
     for criterion in chosen:
@@ -157,6 +155,18 @@ def score_table(
             else:
                 notes.append(Note(criterion.name, group, str(reason)))
     return ScoreTable(names, list(stats), scores, notes)
+
+
+def distinct_names(criteria: Sequence[Criterion]) -> list[str]:
+    """The names of criteria, in their canonical form.
+
+    Raises:
+        CriterionValueError: one is there twice, maybe written in another way.
+    """
+    names = [criterion.name for criterion in criteria]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise CriterionValueError(f"criteria must differ from one another, got {twice!r} twice")
+    return names
 
 
 def merged(tables: Sequence[ScoreTable]) -> ScoreTable:

@@ -10,7 +10,7 @@ from criteria.errors import CriterionValueError
 from criteria.graph import ChannelGraph
 from criteria.passes import Network, OnStep, PassCriterion
 from criteria.registry import CRITERIA, Criterion
-from criteria.scores import Combination, Note, Scores, ScoreTable, degeneracy, score_table
+from criteria.scores import Combination, Note, Scores, ScoreTable, degeneracy, distinct_names, score_table
 from criteria.stats import Loss, collect, undisturbed
 
 
@@ -50,9 +50,10 @@ def score(
 
     Raises:
         CriterionError: a criterion applies to no group, or returned something else than scores.
-        CriterionValueError: an unknown criterion, a parameter that is out of range, no batch, or a bad loss.
+        CriterionValueError: a criterion that is unknown or there twice, a parameter out of range, no batch, a bad loss.
     """
     chosen = [CRITERIA.get(item) if isinstance(item, str) else item for item in criteria]
+    names = distinct_names(chosen)
     passing = [criterion for criterion in chosen if isinstance(criterion, PassCriterion)]
     reading = [criterion for criterion in chosen if not isinstance(criterion, PassCriterion)]
     kept = batches if isinstance(batches, Sequence) or not passing else list(batches)
@@ -65,7 +66,6 @@ def score(
         with undisturbed(model, seed):
             found = criterion.scores(Network(model, graph, kept, loss, metric, seed, step))
         table = _extended(table, criterion, found)
-    names = [criterion.name for criterion in chosen]
     notes = sorted(table.notes, key=lambda note: names.index(note.criterion))
     return ScoreTable(names, table.groups, _scores(table, names), notes)
 

@@ -1,7 +1,8 @@
 """Collecting statistics: one sweep over calibration batches serves all criteria.
 
 The sweep leaves nothing behind: parameters and buffers reach the forward pass as detached stand-ins, gradients come
-from `torch.autograd.grad`, and mode, hooks and random state are put back, also when the forward pass raises.
+from `torch.autograd.grad`, and mode, attributes, hooks and random state are put back, also when the forward pass
+raises.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -14,6 +15,7 @@ from torch.func import functional_call
 
 from criteria.consumers import Consumers
 from criteria.errors import CriterionValueError
+from criteria.evaluating import evaluating
 from criteria.graph import ChannelGraph
 from criteria.producers import Producers
 from criteria.views import NEEDS, GroupStats, bound_need
@@ -109,15 +111,10 @@ def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
     """A context with the network in eval mode and torch's generators seeded, and both as before on leaving it.
 
     Args:
-        model: the network; each module gets back the mode it had, also where modules differ.
+        model: the network; each module gets back the mode and the attributes it had.
         seed: of torch's default generator; those of the network's devices are only put back.
     """
-    modes = {module: module.training for module in model.modules()}
     with torch.random.fork_rng(devices={parameter.device for parameter in model.parameters() if parameter.is_cuda}):
         torch.default_generator.manual_seed(seed)
-        model.eval()
-        try:
+        with evaluating(model):
             yield
-        finally:
-            for module, training in modes.items():
-                module.training = training

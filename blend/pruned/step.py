@@ -15,6 +15,7 @@ from blend.progress import Progress, progress, say
 from blend.pruning import PrunedNetwork, reproducibly
 from blend.pruning.inference import InferenceNetwork, portions
 from blend.task import Split, Task
+from criteria.evaluating import evaluating
 from criteria.graph import ChannelGraph, Keep
 
 EXAMPLES = 8  # on which what was written is held against what was meant
@@ -85,13 +86,10 @@ def recalibrated(
 def judged(network: nn.Module, task: Task, split: Split, batch_size: int) -> tuple[float, float]:
     """Mean loss and metric of a network on a split."""
     losses, values = 0.0, 0.0
-    training, device = {module: module.training for module in network.modules()}, next(network.parameters()).device
-    with reproducibly(), torch.no_grad():
-        network.eval()
+    device = next(network.parameters()).device
+    with reproducibly(), evaluating(network), torch.no_grad():
         for inputs, targets in split.batches(batch_size):
             outputs = network(inputs.to(device)).cpu()
             losses += float(task.loss(outputs, targets)) * len(inputs)
             values += float(task.metric(outputs, targets).double().sum())
-    for module, mode in training.items():
-        module.training = mode
     return losses / len(split), values / len(split)

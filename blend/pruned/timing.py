@@ -20,6 +20,7 @@ from scipy.stats import binom
 from torch import Tensor, nn
 
 from blend.pruning import reproducibly
+from criteria.evaluating import evaluating
 
 LEAST_ROUNDS = 6
 """Fewer give no interval of the median with 95 % confidence."""
@@ -49,21 +50,16 @@ def seconds_in_turns(
         Shape (rounds, networks), with as many rounds as there were.
     """
     seconds = np.empty((rounds, len(networks)))
-    modes = [(module, module.training) for network in networks for module in network.modules()]
-    try:
-        with reproducibly(), torch.no_grad():
-            for network in networks:
-                network.eval()(inputs)
-            for number in range(rounds):
-                if number >= LEAST_ROUNDS and seconds[:number].sum() >= budget:
-                    return seconds[:number]
-                for place in np.roll(np.arange(len(networks)), number).tolist():
-                    began = clock()
-                    networks[place](inputs)
-                    seconds[number, place] = clock() - began
-    finally:
-        for module, training in modes:
-            module.training = training
+    with reproducibly(), evaluating(*networks), torch.no_grad():
+        for network in networks:
+            network(inputs)
+        for number in range(rounds):
+            if number >= LEAST_ROUNDS and seconds[:number].sum() >= budget:
+                return seconds[:number]
+            for place in np.roll(np.arange(len(networks)), number).tolist():
+                began = clock()
+                networks[place](inputs)
+                seconds[number, place] = clock() - began
     return seconds
 
 

@@ -201,8 +201,13 @@ def _bytes_by_example(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def example_hashes(split: Split, labelled: bool = True) -> list[bytes]:
-    """Return one digest for each example, of its inputs and, if asked, of its target."""
+    """Return one digest for each example, of its inputs and, if asked, of its target, in whatever type that is."""
     examples = (example.tobytes() for example in _bytes_by_example(split.inputs))
-    targets = _bytes_by_example(split.targets) if labelled else repeat(np.empty(0, dtype=np.uint8), len(split))
+    targets = (_value(target) for target in split.targets.cpu()) if labelled else repeat(b"", len(split))
     pairs = zip(targets, examples, strict=True)
-    return [hashlib.blake2b(target.tobytes() + example, digest_size=16).digest() for target, example in pairs]
+    return [hashlib.blake2b(target + example, digest_size=16).digest() for target, example in pairs]
+
+
+def _value(target: Tensor) -> bytes:
+    """Return the same for the same numbers of another type."""
+    return (target if target.is_complex() else target.double()).numpy().tobytes()

@@ -213,6 +213,7 @@ class Pair(nn.Identity):
             lambda t: replace(t, loss=lambda o, y: F.cross_entropy(o, y, reduction="none")),
             r"loss must return a scalar tensor, .* got shape \(64,\)",
         ),
+        (lambda t: replace(t, loss=lambda o, y: F.cross_entropy(o, y)[None]), r"loss must .* got shape \(1,\)"),
         (lambda t: replace(t, loss=lambda o, y: 1.0), "loss must return a scalar tensor, .* got float"),
         (lambda t: replace(t, loss=lambda o, y: o @ o), "loss failed on the first held-out batch, .* RuntimeError"),
         (
@@ -266,6 +267,14 @@ def test_more_than_one_percent_of_common_examples_is_refused(task):
     others[:3], other_targets[:3] = inputs[7:10], targets[7:10]
     task = replace(task, heldout=(inputs, targets), test=(others, other_targets))
     with pytest.raises(InputError, match=r"held-out and test .* 3 of the 200 test examples are also in the held-out"):
+        check_task(task)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int32, torch.float32])
+def test_common_examples_are_found_whatever_type_their_targets_have(task, kind):
+    inputs, targets = labelled(60, 4)
+    task = replace(task, heldout=(inputs, targets), test=(inputs + 0, targets.to(kind)))
+    with pytest.raises(InputError, match=r"60 of the 60 .* examples are also in"):
         check_task(task)
 
 

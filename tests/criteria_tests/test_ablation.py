@@ -19,11 +19,12 @@ def test_loss_ablation_by_hand():
     assert table.get("loss_ablation", "first").tolist() == [0, -0.5]  # losses are 2.5, 2.5 and 2
 
 
-def test_accuracy_ablation_by_hand():
+@pytest.mark.parametrize("kind", [torch.float32, torch.int64, torch.bool])
+def test_accuracy_ablation_by_hand(kind):
     model, net_graph = two_linear()
 
     def close(outputs, targets):
-        return ((outputs - targets).abs() < 2).squeeze(1).float()  # 1 0, 0 1 and 0 0
+        return ((outputs - targets).abs() < 2).squeeze(1).to(kind)  # 1 0, 0 1 and 0 0
 
     table = score(model, net_graph, [two_examples()], half_squared_error, ["accuracy_ablation"], metric=close)
     assert table.get("accuracy_ablation", "first").tolist() == [0, 0.5]

@@ -258,3 +258,9 @@ def test_a_configured_criterion_is_a_key_everywhere(tmp_path):
 def test_the_same_criterion_twice_is_refused():
     with pytest.raises(ValueError, match="criteria must differ from one another, got 'obd' twice"):
         score_table({}, ["obd", "l1", "obd:probes=8"])
+
+
+def test_nor_is_it_taken_twice_where_it_has_passes_of_its_own():
+    model, graph = conv_net()
+    with pytest.raises(ValueError, match="criteria must differ from one another, got 'cap' twice"):
+        score(model, graph, [images(4)], F.cross_entropy, ["l1", "cap", "cap:ridge=0.01"])
