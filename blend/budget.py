@@ -145,9 +145,7 @@ def keep_mask(
     return _refund(graph, order[:fewest], reduction, cost)
 
 
-def is_reachable(
-    graph: ChannelGraph, scores: Scores, reduction: float, cost: Cost, floor: Mapping[str, int]
-) -> bool:
+def is_reachable(graph: ChannelGraph, scores: Scores, reduction: float, cost: Cost, floor: Mapping[str, int]) -> bool:
     """Whether removing all that the scores and floors allow is enough for a reduction."""
     return cost.reduction(_without(graph, _removal_order(graph, scores, floor))) >= reduction
 

@@ -74,7 +74,12 @@ def reductions_of(text: str) -> tuple[float, float]:
 def reductions_around(middle: float) -> tuple[float, float]:
     """The range that a single reduction stands for where a front is searched: 0.5 for 0.3:0.7."""
     width = max(AROUND * min(middle, 1.0 - middle), NARROWEST / 2)
-    return round(middle - width, 6), round(middle + width, 6)
+    low, high = middle - width, middle + width
+    if low <= 0:
+        low, high = middle / 2, middle / 2 + 2 * width
+    elif high >= 1:
+        low, high = (1 + middle) / 2 - 2 * width, (1 + middle) / 2
+    return round(low, 6), round(high, 6)
 
 
 def duration(seconds: float) -> str:

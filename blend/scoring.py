@@ -19,7 +19,7 @@ from criteria import CRITERIA, ChannelGraph, Criterion, CriterionError, ScoreTab
 from criteria.grouping import matching_layers
 from criteria.losses import label_free
 from criteria.passes import OnStep
-from criteria.scores import merged
+from criteria.scores import distinct_names, merged
 
 
 def loaded_task(config: SearchConfig) -> tuple[Task, Splits]:
@@ -88,10 +88,11 @@ def criteria_of(config: SearchConfig) -> list[Criterion]:
     """The criteria of a configuration.
 
     Raises:
-        CriterionError: There is none of some name.
+        CriterionError: There is none of some name, or one is there twice.
         InputError: One reads labels that are not to be read.
     """
     criteria = [CRITERIA.get(name) for name in config.criteria]
+    distinct_names(criteria)
     _check_labels(criteria, config)
     return criteria
 

@@ -34,6 +34,8 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         InputError: If it cannot be written.
     """
+    if not path.name:
+        raise InputError(f"cannot write '{path}': it must be a file, and is a folder")
     draft = path.with_name(f".{os.getpid()}.draft")
     try:
         draft.write_bytes(content)

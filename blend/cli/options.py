@@ -60,7 +60,7 @@ Allocation = Annotated[
 ]
 RandomSearch = Annotated[bool, typer.Option(help="Also spend the same budget on random search, as a control.")]
 RecalibrationImages = Annotated[
-    str, typer.Option(metavar="N", help="Calibration images that BatchNorm is re-estimated on for each candidate.")
+    str, typer.Option(metavar="N", help="Calibration images that BatchNorm is re-estimated on, for each network.")
 ]
 Compensate = Annotated[
     str,
@@ -85,7 +85,7 @@ OtherExecutor = Annotated[str | None, typer.Option(help="Where evaluations run f
 Ignore = Annotated[
     list[str], typer.Option(metavar="PATTERN", help="Layers whose channels must all stay, like 'head.*'; repeatable.")
 ]
-Criteria = Annotated[str, typer.Option(metavar="A,B,C", help="Criteria to blend; blend criteria lists them all.")]
+Criteria = Annotated[str, typer.Option(metavar="A,B,C", help="Which criteria; blend criteria lists them all.")]
 CalibrationLoss = Annotated[
     str,
     typer.Option(
@@ -107,7 +107,7 @@ BatchSize = Annotated[
     str,
     typer.Option(
         metavar="N",
-        help="Images per forward pass; candidates of a search up to four times as many where maps are small.",
+        help="Images per forward pass; candidates of blend search take up to four times as many where maps are small.",
     ),
 ]
 Floor = Annotated[str, typer.Option(metavar="SHARE", help="Share of each group that always stays.")]
@@ -118,8 +118,8 @@ Device = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="What networks run on: cpu, or an accelerator that torch finds, like cuda (each worker takes a GPU of its "
-        "own, where there are several) or cuda:1.",
+        help="What networks run on: cpu, or an accelerator that torch finds, like cuda (each worker of a search takes "
+        "a GPU of its own, where there are several) or cuda:1.",
     ),
 ]
 Name = Annotated[str | None, typer.Option(help="Name of the run; made of task, reduction and seed.")]
@@ -127,7 +127,8 @@ Reduction = Annotated[
     str,
     typer.Option(
         metavar="SHARE",
-        help="Share of the cost to remove, in (0, 1). With --strategy nsga2 a range, 0.3:0.7 (which 0.5 stands for).",
+        help="Share of the cost to remove, in (0, 1). blend search --strategy nsga2 takes a range, 0.3:0.7 (which 0.5 "
+        "stands for).",
     ),
 ]
 Encoding = Annotated[

@@ -55,7 +55,7 @@ def show(
         print_course(found)
 
 
-@commands.command(epilog="Example:  blend stop first && blend resume first")
+@commands.command(epilog="Example:  blend stop first, and when it has stopped:  blend resume first")
 def stop(run: options.RunArgument, runs_dir: options.RunsDir = RUNS) -> None:
     """Ask a running run to save and stop after the generation it is in."""
     from blend.runs import open_run

@@ -13,10 +13,12 @@ from scipy.cluster.hierarchy import fcluster
 
 from blend.comparison.transform import Transform, group_costs
 from blend.config import SearchConfig
+from blend.errors import InputError
 from blend.evaluation import Judge, Settings
-from blend.objective.baselines import Baseline
+from blend.objective.baselines import UNRANKED, Baseline
 from blend.problem import Problem, prepare
 from blend.progress import progress
+from blend.task import Splits, Task
 from criteria import redundancy
 from criteria.clustering import agglomeration, mean_tail_overlap
 from criteria.errors import CriterionValueError
@@ -25,10 +27,6 @@ from criteria.graph import Keep
 SAME = 0.8
 """Criteria whose branches of the dendrogram join at this mean rank correlation or a higher one say the same."""
 
-_UNRANKED = {
-    "uniform": "cannot rank enough groups to reach the reduction",
-    "global": "cannot rank all groups, and so not against each other",
-}
 SURE = 1.96  # standard errors in a 95 % interval
 
 
@@ -68,7 +66,7 @@ def compare(config: SearchConfig, transform: Transform = Transform()) -> dict[st
         InputError: As for a search, or the transform does not fit the allocation or the network.
     """
     transform.check_allocation(config.allocation)
-    problem = prepare(config, separately=True)
+    problem = prepare(config, separately=True, check=_check_heldout)
     problem.check_reachable()
     transform.check_groups(problem.graph)
     chosen, reasons = _contenders(problem, transform)
@@ -99,6 +97,11 @@ def compare(config: SearchConfig, transform: Transform = Transform()) -> dict[st
     }
 
 
+def _check_heldout(task: Task, splits: Splits) -> None:
+    if len(splits.heldout) < 2:
+        raise InputError("heldout must have at least 2 examples to compare criteria on, got 1")
+
+
 def _contenders(problem: Problem, transform: Transform) -> tuple[list[Baseline], dict[str, str]]:
     """The masks of every criterion that has some, those of chance, and why a criterion has none."""
     costs = group_costs(problem.graph, problem.cost)
@@ -111,7 +114,7 @@ def _contenders(problem: Problem, transform: Transform) -> tuple[list[Baseline],
             reasons[name] = f"transform '{transform.name}' does not apply: {error}"
             continue
         if found is None:
-            reasons[name] = _UNRANKED[problem.config.allocation]
+            reasons[name] = UNRANKED[problem.config.allocation]
         else:
             chosen.append(found)
     return [*chosen, contest.random_masks()], reasons

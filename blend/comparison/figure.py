@@ -176,7 +176,8 @@ class _Page:
         values = [rows[name]["heldout_metric"] for name in self.names]
         self._bars(axes, [value or 0.0 for value in values], ["–" if v is None else f"{v:.3f}" for v in values])
         unpruned, random = (self.report[key]["heldout_metric"] for key in ("unpruned", "random"))
-        axes.set_xlim(0, max(unpruned, *(v or 0.0 for v in values)) * 1.08)
+        all_of_them = (0.0, unpruned, random, *(value for value in values if value is not None))
+        axes.set_xlim(min(all_of_them) * 1.08, max(all_of_them) * 1.08)
         lines = {"random masks": (random, (0, (1, 1.5))), "unpruned": (unpruned, "solid")}
         for name, (value, style) in lines.items():
             axes.axvline(value, color=_INK, linewidth=0.9, linestyle=style)

@@ -40,6 +40,13 @@ class Baseline:
     note: str = ""
 
 
+UNRANKED = {
+    "uniform": "cannot rank enough groups to reach the reduction",
+    "global": "cannot rank all groups, and so not against each other",
+}
+"""For each allocation, why a criterion cannot be compared with the others there."""
+
+
 @dataclass(frozen=True)
 class Contest:
     """Everything that the baselines of one run have in common.

@@ -10,6 +10,7 @@ import numpy as np
 from blend.blended.formula import Blender, Formula, GroupFormula, normalised
 from blend.config import SearchConfig
 from blend.errors import InputError
+from criteria import CRITERIA
 from criteria.clustering import Cluster
 from criteria.scores import ScoreTable, normalise
 from search.space import Choice, Gene, Real, Space
@@ -272,7 +273,7 @@ def encoding_for(config: SearchConfig, clusters: Clusters, blender: Blender) -> 
         case "direct":
             return DirectEncoding(table, groups, offsets, config.signed)
         case "allocation":
-            return AllocationEncoding(table, groups, config.base)
+            return AllocationEncoding(table, groups, config.base and CRITERIA.get(config.base).name)
         case "mask":
             return MaskEncoding(blender, groups, offsets)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from blend.errors import BlendError
 from blend.evaluation import TestEvaluation, pack
+from blend.objective.baselines import UNRANKED
 from blend.problem import Problem
 from blend.progress import progress, say
 from blend.runs import CONTROL, FINAL, POLISH, SEARCH
@@ -23,7 +25,7 @@ Examples = NDArray[np.float64]
 
 
 def contenders(problem: Problem, archive: Archive) -> tuple[list[Contender], list[Contender]]:
-    """Unpruned network, blend, baselines and random search with their held-out results; and the baselines without.
+    """Unpruned network, blend, baselines and random search with their held-out results; and those without, and why.
 
     Where polishing has found something better, the blend is the polished one, and the blend before that is a baseline.
     """
@@ -35,7 +37,12 @@ def contenders(problem: Problem, archive: Archive) -> tuple[list[Contender], lis
     found += [contender("blend", "blend", config.allocation, [best])]
     if best is not unpolished:
         found += [contender("blend-unpolished", "unpolished", config.allocation, [unpolished])]
-    failed = []
+    there = {(baseline.name, baseline.allocation) for baseline in problem.baselines}
+    failed = [
+        {"name": name, "kind": "single", "allocation": how, "reason": UNRANKED[how]}
+        for how, name in product(problem.contest.allocations, problem.table.criteria)
+        if (name, how) not in there
+    ]
     for baseline in problem.baselines:
         evaluations = [judged[pack(mask)] for mask in baseline.masks]
         errors = [evaluation.error for evaluation in evaluations if evaluation.error is not None]

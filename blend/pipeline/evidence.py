@@ -32,7 +32,7 @@ def verdict(contenders: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
     unpruned = next(c for c in contenders if c["kind"] == "unpruned")
     blend = next(c for c in contenders if c["kind"] == "blend")
     baselines = [c for c in contenders if c["kind"] not in ("unpruned", "blend")]
-    singles = [c for c in baselines if c["kind"] == "single"] or baselines  # all of them may have failed
+    singles = [c for c in baselines if c["kind"] == "single"] or baselines  # it may be that none of them has a result
     return {
         "unpruned": {key: unpruned[key] for key in ("heldout_metric", "test_metric", "cost")},
         "best": _plain(blend),

@@ -133,7 +133,7 @@ class Phase:
             fields["evaluations"] = str(self.done + done_now)
         if self.time is not None:
             fields["time"] = f"{duration(self._seconds())} of {duration(self.time)}"
-        fields["generation"] = self.strategy.generation + 1
+        fields["generation"] = self.strategy.generation + (done_now > 0)  # the one in progress, or the last
         if self.volumes:
             fields["hypervolume"] = self.volumes[-1]
         elif best is not None and self.reductions is None:

@@ -175,7 +175,7 @@ def by_name(request: Request) -> Chosen:
     """
     config = _config(request, "uniform")
     problem = prepare(config, check=partial(_try_formats, request))
-    name = config.criteria[0]
+    (name,) = problem.table.criteria
     found = {group: problem.table.get(name, group) for group in problem.clusters}
     scores: Scores = {group: values for group, values in found.items() if values is not None}
     if config.allocation == "uniform":
@@ -187,15 +187,6 @@ def by_name(request: Request) -> Chosen:
     task, splits, graph = problem.task, problem.splits, problem.graph
     cost = _cost(request, config, task, splits, graph)
     return Chosen(config, task, splits, graph, scores, {"name": name}, request.grade(), cost=cost)
-
-
-def chosen_keep(chosen: Chosen, request: Request) -> Keep:
-    """The channels that stay.
-
-    Raises:
-        InputError: The reduction cannot be reached.
-    """
-    return keep_at(chosen.config.reduction, chosen, request, chosen.cost, lowest(chosen, request))
 
 
 def lowest(chosen: Chosen, request: Request) -> dict[str, int]:

@@ -65,7 +65,8 @@ class Rescoring:
         able = [g.name for g in graph.groups if g.name in self.chosen.scores and g.size > floor[g.name]]
         config, offsets = self.chosen.config, dict.fromkeys(able, 0.0)
         if self.file is None:
-            table, name = scored(task, self.chosen.splits, graph, config), config.criteria[0]
+            table = scored(task, self.chosen.splits, graph, config)
+            (name,) = table.criteria
             fresh = {group: values for group in able if (values := table.get(name, group)) is not None}
             if config.allocation == "global":
                 return fresh

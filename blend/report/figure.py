@@ -47,8 +47,10 @@ def _draw_fronts(axes: Any, run: Run) -> None:
             axes.scatter([d["reduction"] for d in some], [d["metric"] for d in some], color=colour, **style)
         axes.plot([d["reduction"] for d in front], [d["metric"] for d in front], color=colour, label=label)
     for point in run.get("front"):
-        single = max((r for r in point["baselines"] if r["kind"] == "single"), key=lambda row: row["heldout_metric"])
-        axes.plot(single["reduction"], single["heldout_metric"], "D", color=_SINGLE)
+        singles = [row for row in point["baselines"] if row["kind"] == "single"]
+        if singles:
+            best = max(singles, key=lambda row: row["heldout_metric"])
+            axes.plot(best["reduction"], best["heldout_metric"], "D", color=_SINGLE)
     axes.plot([], [], "D", color=_SINGLE, label="best single criterion")
     unpruned = run.get("result")["unpruned"]["heldout_metric"]
     axes.axhline(unpruned, color="black", linestyle=":", linewidth=1, label="unpruned")
@@ -83,8 +85,9 @@ def _draw_course(axes: Any, run: Run) -> None:
     if run.config.polish:
         polished_from = sum(e.phase == SEARCH for e in run.evaluations())
         axes.axvline(polished_from, color=_BLEND, linestyle=":", linewidth=1, label="polished from here")
-    single = max(row["heldout_metric"] for row in result["baselines"] if row["kind"] == "single")
-    axes.axhline(single, color=_SINGLE, linestyle="--", linewidth=1, label="best single criterion")
+    singles = [row["heldout_metric"] for row in result["baselines"] if row["kind"] == "single"]
+    if singles:
+        axes.axhline(max(singles), color=_SINGLE, linestyle="--", linewidth=1, label="best single criterion")
     axes.axhline(result["unpruned"]["heldout_metric"], color="black", linestyle=":", linewidth=1, label="unpruned")
     axes.set(xlabel="evaluations", ylabel="held-out metric of the best so far", title="search")
     axes.legend(frameon=False, loc="best")

@@ -126,13 +126,14 @@ def verdict_in_words(about: dict[str, Any]) -> str:
     low, high = margin["test_ci95"]
     verb = "wins" if margin["test"] > 0 else "does not win"
     sure = "" if low > 0 or high < 0 else "; the interval includes zero, so this is no proof"
+    what = "single criterion" if any(row["kind"] == "single" for row in about["baselines"]) else "baseline"
     return (
-        f"The blend {verb}: {unit.named(margin['test'])} on test data against the strongest single criterion "
+        f"The blend {verb}: {unit.named(margin['test'])} on test data against the strongest {what} "
         f"there, {margin['test_over']} (95 % interval {unit.interval((low, high))}{sure}); {unit(margin['heldout'])} "
         f"on held-out data against {margin['heldout_over']}.\n"
         f"Achieved reduction: {about['achieved_reduction']:.4f} of {about['cost']['kind']} "
         f"(requested {about['reduction']:g}); {counted(about['evaluations'], 'evaluation')}, "
-        f"{counted(about['unique_evaluations'], 'different network')}, {about['seconds']:.0f} s."
+        f"{about['unique_evaluations']} of them computed, {about['seconds']:.0f} s."
     )
 
 
@@ -209,7 +210,7 @@ def _comparison(run: Run, about: dict[str, Any]) -> Table:
             _number(row["heldout_metric"]), _number(row["test_metric"]), row["note"], style=row.get("style"),
         )  # fmt: skip
     for row in about["failed_baselines"]:
-        table.add_row(row["name"], row["allocation"], "", "", "", "", f"failed: {row['reason']}", style="red")
+        table.add_row(row["name"], row["allocation"], "", "", "", "", f"no result: {row['reason']}", style="red")
     unpruned = result["unpruned"]
     table.add_section()
     table.add_row(

@@ -169,8 +169,10 @@ class Run:
         Raises:
             InputError: Saying which.
         """
-        if self.status in ("running", "finished"):
-            raise InputError(f"run '{self.name}' is {self.status}; there is nothing to resume")
+        status = self.status
+        if status in ("running", "finished"):
+            more = "it can be resumed when it has stopped" if status == "running" else "there is nothing to resume"
+            raise InputError(f"run '{self.name}' is {status}; {more}")
 
     def is_locked(self) -> bool:
         """Whether a process is writing to the folder."""

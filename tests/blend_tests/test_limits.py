@@ -85,3 +85,5 @@ def test_the_range_around_a_reduction_stays_inside():
     assert reductions_around(0.25) == (0.15, 0.35)
     assert reductions_around(0.9) == (0.86, 0.94)
     assert reductions_around(0.01) == (0.005, 0.015)
+    assert reductions_around(0.005) == (0.0025, 0.0125)
+    assert reductions_around(0.995) == (0.9875, 0.9975)

@@ -214,6 +214,7 @@ def test_export_writes_the_file_once(capsys, finished, tmp_path):
     assert run([*command, "--force"]) == 0
     for wrong in (tmp_path / "no" / "file.json", file / "file.json", tmp_path / ("x" * 300)):
         assert "cannot write" in refused(capsys, *command[:2], wrong, *command[3:])
+    assert "it must be a file" in refused(capsys, *command[:2], ".", *command[3:], "--force")
     long = tmp_path / ("x" * 250)
     assert run([*command[:2], str(long), *command[3:]]) == 0
     table = tmp_path / "SCORES.CSV"

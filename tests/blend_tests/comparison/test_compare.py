@@ -175,6 +175,23 @@ def test_the_command_prints_json_and_draws(capsys, tmp_path):
     assert f"{shown['heldout_metric']:.3f}" in texts
 
 
+def test_the_figure_shows_metrics_below_zero(tmp_path):
+    report = made(("l1", "apoz"), [[1.0, 0.1], [0.1, 1.0]], heldout=[-0.125, -0.5])
+    report["unpruned"]["heldout_metric"], report["random"]["heldout_metric"] = -0.1, -0.75
+    draw_comparison(report, tmp_path / "it.svg")
+    root = ElementTree.parse(tmp_path / "it.svg")
+    texts = {"".join(element.itertext()).strip() for element in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"-0.125", "-0.500", "unpruned", "random masks"} <= texts
+
+
+def test_a_single_held_out_example_is_no_ground_to_compare_on(capsys, tmp_path):
+    source, one = Path(TASK.partition(":")[0]).read_text(), "heldout=(inputs[160:161], targets[160:161])"
+    (tmp_path / "one.py").write_text(source.replace("heldout=splits[1]", one))
+    assert run(["compare", f"{tmp_path / 'one.py'}:small", "--criteria", "l1,l2", "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, "heldout must have at least 2 examples" in err) == ("", True)
+
+
 @pytest.mark.parametrize(
     ("figure", "complaint"),
     [

@@ -156,7 +156,7 @@ class TestSameBytes:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         assert second.returncode == 2
-        assert second.stderr.strip() == "error: run 'cut' is running; there is nothing to resume"
+        assert second.stderr.strip() == "error: run 'cut' is running; it can be resumed when it has stopped"
 
 
 KILLED = """
@@ -434,6 +434,40 @@ def sick(victim: str, fault: str):
             start(sick("nan-all"), tmp_path / "run")
         run = Run(tmp_path / "run")
         assert (run.status, "none of the" in run.get("error")) == ("failed", True)
+
+
+class TestWithoutASingleCriterionToCompareWith:
+    HALVES = """
+
+def halves():
+    # bn_scale ranks the first group and apoz the second, and both must give channels.
+    task = small()
+    torch.manual_seed(3)
+    task.model = nn.Sequential(
+        nn.Conv2d(1, 20, 3, padding=1), nn.BatchNorm2d(20), nn.SiLU(), nn.Conv2d(20, 20, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(20, 4),
+    )
+    nn.init.uniform_(task.model[1].weight)
+    nn.init.uniform_(task.model[3].bias, -1.0, 0.2)
+    task.model.eval()
+    return task
+"""
+
+    @pytest.mark.parametrize("reductions", [{}, {"reductions": (0.92, 0.94), "strategy": "nsga2"}])
+    def test_it_ends_and_says_whom_it_was_held_against(self, tmp_path, capsys, reductions):
+        (tmp_path / "halves.py").write_text(Path(TASK.partition(":")[0]).read_text() + self.HALVES)
+        task = f"{tmp_path / 'halves.py'}:halves"
+        options = {**FEW, "task": task, "criteria": ("bn_scale", "apoz"), "reduction": 0.93, **reductions}
+        run = start(config(**options), tmp_path / "run")
+        assert run.status == "finished"
+        about = summary(run)
+        assert not [row for row in about["baselines"] if row["kind"] == "single"]
+        lost = {(row["name"], row["allocation"]): row["reason"] for row in about["failed_baselines"]}
+        assert lost["bn_scale", "global"] == "cannot rank all groups, and so not against each other"
+        assert lost["apoz", "uniform"] == "cannot rank enough groups to reach the reduction"
+        print_result(run)
+        told = capsys.readouterr().err
+        assert "strongest single criterion" not in told
 
 
 class TestWhereItWasStarted:

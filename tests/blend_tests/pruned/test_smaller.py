@@ -54,6 +54,28 @@ def refused(capsys, *arguments, code=2):
     return err.strip().splitlines()[-1].removeprefix("error: ")
 
 
+@pytest.mark.parametrize("written", ["cap:patches=True", "cap:ridge=0.01"])
+def test_a_criterion_may_be_written_in_another_way(capsys, tmp_path, written):
+    prune(capsys, written, TASK, "--out", tmp_path / "smaller")
+    prune(capsys, written, TASK, "--out", tmp_path / "in-steps", "--iterative", "2")
+
+
+def test_the_network_may_keep_what_it_makes(capsys, tmp_path):
+    source = Path(TASK.partition(":")[0]).read_text()
+    keeping = source.replace("self.head(self.features(x).flatten(1))", "self.head(self.keep(x).flatten(1))") + """
+
+def keep(self, x):
+    self.kept = self.features(x)
+    return self.kept
+
+SmallNetwork.keep = keep
+"""
+    (tmp_path / "keeping.py").write_text(keeping.replace("    return Task(", "    model.kept = None\n    return Task("))
+    task = f"{tmp_path / 'keeping.py'}:small"
+    prune(capsys, "taylor_fo", task, "--out", tmp_path / "smaller")
+    assert run(["compare", task, "--criteria", "l1,taylor_fo"]) == 0
+
+
 def accuracy(network, data):
     with torch.no_grad():
         return float((network(data[0]).argmax(1) == data[1]).float().mean())

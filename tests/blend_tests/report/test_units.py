@@ -25,8 +25,8 @@ def test_a_verdict_tells_its_margin_in_the_unit_of_the_metric(unpruned, words):
     margin = {"test": 0.1, "heldout": 0.1, "test_ci95": (0.05, 0.15), "test_over": "l1", "heldout_over": "l1"}
     about = {
         "margin": margin, "best": metrics, "unpruned": metrics, "achieved_reduction": 0.5, "cost": {"kind": "macs"},
-        "reduction": 0.5, "evaluations": 1, "unique_evaluations": 2, "seconds": 1.0,
+        "reduction": 0.5, "evaluations": 1, "unique_evaluations": 2, "seconds": 1.0, "baselines": [{"kind": "single"}],
     }  # fmt: skip
     said = verdict_in_words(about)
     assert f"The blend wins: {words}" in said
-    assert "1 evaluation, 2 different networks" in said
+    assert "1 evaluation, 2 of them computed" in said

@@ -139,7 +139,7 @@ def test_a_second_writer_is_refused_and_a_killed_one_leaves_an_interrupted_run(r
         assert run.status == "running"
         with pytest.raises(InputError, match=rf"run 'first' is running \(process {process.pid}\)"), run.writing():
             pass
-        with pytest.raises(InputError, match="run 'first' is running; there is nothing to resume"):
+        with pytest.raises(InputError, match="run 'first' is running; it can be resumed when it has stopped"):
             run.check_resumable()
         run.request_stop()
         assert run.stop_requested()
