@@ -23,6 +23,8 @@ def list_runs(runs_dir: options.RunsDir = RUNS, as_json: options.Json = False) -
     from blend.report import runs_table, summaries
     from blend.runs import all_runs
 
+    if not runs_dir.is_dir() and (runs_dir != RUNS or runs_dir.exists()):
+        raise InputError(f"runs-dir must be a folder, got '{runs_dir}'")
     runs = summaries(all_runs(runs_dir))
     if as_json:
         print_json(runs)

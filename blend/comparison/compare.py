@@ -123,9 +123,7 @@ def _contenders(problem: Problem, transform: Transform) -> tuple[list[Baseline],
 def _judged(problem: Problem, chosen: Sequence[Baseline]) -> dict[str, Judged]:
     """The unpruned network and every contender, after recalibration, on held-out data."""
     config, task = problem.config, problem.task
-    settings = Settings(
-        config.cost, config.fitness, config.recalibration_images, config.batch_size, device=config.device
-    )
+    settings = Settings.of(config)
     calibration, known = problem.splits.calibration.inputs, problem.consumer_inputs
     judge = Judge(task.model, problem.graph, task.loss, task.metric, calibration, settings, known)
     whole = Baseline("unpruned", "unpruned", "", (np.ones(len(problem.graph), dtype=bool),))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from blend.budget import CostModel
 from blend.compensation.consumer_inputs import Reading
 from blend.compensation.correction import Compensation, absorbed_means
+from blend.config import SearchConfig
 from blend.defaults import CPU
 from blend.device import own_device, placed
 from blend.evaluation.racing import estimate, is_hopeless, weighted_mean
@@ -59,6 +60,14 @@ class Settings:
     precision: torch.dtype | None = None
     device: str = CPU
     cache_memory: int = 0
+
+    @classmethod
+    def of(cls, config: SearchConfig, cache_memory: int = 0) -> Settings:
+        """What a search's configuration says of it, in the network's own precision."""
+        return cls(
+            config.cost, config.fitness, config.recalibration_images, config.batch_size, device=config.device,
+            cache_memory=cache_memory,
+        )  # fmt: skip
 
 
 def pack(keep: Keep, *, half: bool = False) -> bytes:

@@ -182,10 +182,7 @@ class _Execution:
 
     def _write_workspace(self) -> None:
         config, problem = self.config, self.problem
-        settings = Settings(
-            config.cost, config.fitness, config.recalibration_images, config.batch_size, device=config.device,
-            cache_memory=config.cache_share,
-        )  # fmt: skip
+        settings = Settings.of(config, config.cache_share)
         self.workspace.write(problem.task, problem.graph, problem.splits, settings, problem.consumer_inputs)
 
     def _record(self, error: BlendError, interruption: Interruption) -> None:

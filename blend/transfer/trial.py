@@ -125,9 +125,7 @@ class _Judged:
     def __init__(self, place: Place, everyone: Sequence[Baseline], executor: Executor) -> None:
         problem = place.problem
         config, phenotypes = problem.config, list(dict.fromkeys(pack(m) for one in everyone for m in one.masks))
-        settings = Settings(
-            config.cost, config.fitness, config.recalibration_images, config.batch_size, device=config.device
-        )
+        settings = Settings.of(config)
         with TemporaryDirectory(prefix="blend-transfer-") as folder:
             workspace = Workspace(folder, config.task, token=folder)
             workspace.write(problem.task, problem.graph, problem.splits, settings, problem.consumer_inputs)

@@ -205,6 +205,16 @@ def test_a_run_is_shown_whatever_its_error_and_its_folder_are_called(capsys, fin
     assert "failed: no generation has ended yet" in told
 
 
+def test_list_tells_a_folder_without_runs_from_none(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(["list"]) == 0  # the default need not be there yet
+    assert "no runs in 'runs'" in capsys.readouterr().err
+    assert run(["list", "--runs-dir", str(tmp_path)]) == 0
+    (tmp_path / "runs").write_text("")
+    for wrong in ("runs", str(tmp_path / "nope"), str(tmp_path / "runs")):
+        assert refused(capsys, "list", "--runs-dir", wrong) == f"runs-dir must be a folder, got '{wrong}'"
+
+
 def test_export_writes_the_file_once(capsys, finished, tmp_path):
     file = tmp_path / "mine.blend.json"
     command = ["export", "it", str(file), "--runs-dir", str(finished.folder.parent)]
