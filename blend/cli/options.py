@@ -136,8 +136,9 @@ Encoding = Annotated[
     typer.Option(
         help="What is searched. cluster: per group, who speaks for each cluster, and its factor. direct: per group, a "
         "factor for every criterion. shared: a factor for every criterion, the same in all groups. allocation: only "
-        "how much each group gives, ranked by one criterion. mask: a score for every channel (a control; use it with "
-        "--strategy swap). All but allocation also search how much each group gives, unless --allocation uniform."
+        "how much each group gives, ranked by one criterion. mask: a score for every channel; it needs "
+        "thousands of candidates, and leaves no formula. All but allocation also search how much each group gives, "
+        "unless --allocation uniform."
     ),
 ]
 Signed = Annotated[
