@@ -139,7 +139,8 @@ class _Heap:
     are given back to the system. The next item pays for those that it needs.
     """
 
-    SLACK, ROOM = 1.1, 2**28  # bytes
+    SLACK = 1.1
+    ROOM = 2**28  # bytes
 
     def __init__(self) -> None:
         self._after_one = 0
