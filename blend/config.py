@@ -23,7 +23,10 @@ TIMED_EVALUATIONS = 100_000
 
 
 class SearchConfig(BaseModel):
-    """The parameters of one search; each but ``directory``, where it was started, is an option of ``blend search``."""
+    """The parameters of one search: the options of ``blend search``, and ``directory``, where it was started.
+
+    ``--reduction A:B`` gives ``reductions``.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -87,8 +87,9 @@ def run(arguments: list[str]) -> int:
 
 
 def _usage_error(error: typer.TyperException) -> str:
-    message = getattr(error, "format_message", error.__str__)()
-    return str(message).rstrip(".")
+    message = str(getattr(error, "format_message", error.__str__)()).rstrip(".")
+    reasons = getattr(error.__cause__, "errors", None)  # pydantic's, with which Typer reads numbers
+    return f"{message}, got {reasons()[0]['input']!r}" if reasons else message
 
 
 def _complain(reason: object, code: int) -> int:

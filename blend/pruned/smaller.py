@@ -96,8 +96,6 @@ def _record(steps: Steps, made: Position, stages: list[dict[str, Any]], weights:
     )  # fmt: skip
 
 
-
-
 def _check_written(folder: Path, chosen: Chosen, network: nn.Module) -> None:
     """Loads what was written into the unpruned network and compares.
 

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node, Tracer
 
+from blend.pruning.abreast import convolved
 from blend.pruning.halting import may_halt
 from blend.pruning.norms import Norm
 
@@ -48,8 +49,8 @@ class FusedConv(nn.Module):
     def forward(self, inputs: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """Outputs of the whole chain; a shortcut has their shape."""
         if self.norm.folded and self.norm.finite and (shortcut is None or self._can_add(inputs)):
-            return self._at_once(inputs, shortcut)
-        outputs: Tensor = self.norm(self.conv(inputs))  # nobody else's, and may be written to
+            return convolved(self.conv, self._at_once, inputs, *(() if shortcut is None else (shortcut,)))
+        outputs: Tensor = self.norm(convolved(self.conv, self.conv, inputs))  # nobody else's, and may be written to
         if shortcut is not None:
             outputs += shortcut
         if self.clamp == _ALL:
@@ -61,7 +62,7 @@ class FusedConv(nn.Module):
         unmistakable = inputs.ndim == 4 and min(inputs.shape[1:]) > 1  # else, other layouts have the same strides
         return self.conv.groups == 1 and unmistakable and inputs.is_contiguous(memory_format=torch.channels_last)
 
-    def _at_once(self, inputs: Tensor, shortcut: Tensor | None) -> Tensor:
+    def _at_once(self, inputs: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """By oneDNN, which makes zeros of what is not a number."""
         conv, convolve = self.conv, torch.ops.mkldnn._convolution_pointwise
         arguments = (conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups)

@@ -1,5 +1,6 @@
-"""``python -m tests.benchmarks [NAME ...]``: a table on stderr, one JSON document on stdout."""
+"""Speed and memory, side by side with peers and limits: a table on stderr, one JSON document on stdout."""
 
+import argparse
 import json
 import sys
 
@@ -33,8 +34,13 @@ BENCHMARKS = {
 }
 
 
-def main(names: list[str]) -> None:
+def main() -> None:
     """Runs the named benchmarks, all by default."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all by default")
+    names = parser.parse_args().names
+    if unknown := sorted(set(names) - set(BENCHMARKS)):
+        parser.error(f"NAME must be one of {', '.join(BENCHMARKS)}, got {unknown[0]!r}")
     table = Table(box=None)
     for column in ("what", "ours", "peer", "", "ratio", "against"):
         table.add_column(column, justify="right" if column in ("ours", "peer", "ratio") else "left")
@@ -48,4 +54,4 @@ def main(names: list[str]) -> None:
     print(json.dumps(document, indent=2))
 
 
-main(sys.argv[1:])
+main()

@@ -170,6 +170,15 @@ def test_resume_show_stop_and_export_refuse_unknown_runs_with_the_nearest_names(
         assert "did you mean 'it'?" in complaint
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["export", "it", "--reduction", "a half"], ["prune", "it.blend.json", "--min-channels", "a half"]],
+)
+def test_what_is_no_number_is_told_with_its_option(capsys, arguments):
+    complaint = refused(capsys, *arguments)
+    assert arguments[2] in complaint and "'a half'" in complaint
+
+
 def test_stop_and_resume_refuse_a_finished_run(capsys, finished):
     for command in ("stop", "resume"):
         assert "'it' is" in refused(capsys, command, "it", "--runs-dir", finished.folder.parent)
