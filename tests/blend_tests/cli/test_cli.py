@@ -176,7 +176,8 @@ def test_resume_show_stop_and_export_refuse_unknown_runs_with_the_nearest_names(
 )
 def test_what_is_no_number_is_told_with_its_option(capsys, arguments):
     complaint = refused(capsys, *arguments)
-    assert arguments[2] in complaint and "'a half'" in complaint
+    assert arguments[2] in complaint
+    assert "'a half'" in complaint
 
 
 def test_stop_and_resume_refuse_a_finished_run(capsys, finished):
