@@ -15,6 +15,7 @@ from blend.objective.baselines import UNRANKED
 from blend.problem import Problem
 from blend.progress import progress, say
 from blend.runs import CONTROL, FINAL, POLISH, SEARCH
+from blend.task import accuracy
 from search.archive import Archive, Evaluation
 from search.executor import Executor, Failure
 
@@ -101,15 +102,21 @@ def check_baselines(archive: Archive) -> None:
 
 
 def warn_of_collapse(problem: Problem, archive: Archive) -> None:
-    """At high reductions recalibrated networks may fall to chance, where the loss says nothing."""
+    """At high reductions recalibrated networks may fall to chance, where the loss says nothing; or were there before."""
     targets, config = problem.splits.heldout.targets, problem.config
     if targets.is_floating_point() or targets.ndim > 1:
         return  # no classification, and so no level of chance
     unpruned, *rest = archive.history("baseline")
     unpruned_metric = unpruned.details["metric"]
     best = max((e.details["metric"] for e in reaching(rest, config.reduction)), default=unpruned_metric)
-    chance = 1.0 / len(np.unique(targets.numpy()))
-    if config.fitness == "loss" and best < chance + COLLAPSE * (unpruned_metric - chance):
+    counts = np.unique(targets.numpy(), return_counts=True)[1]
+    chance = 1.0 / len(counts)
+    if problem.task.metric is accuracy and unpruned_metric <= (constant := counts.max() / counts.sum()):
+        say(
+            f"warning: on held-out data the unpruned network has an accuracy of {unpruned_metric:.3f}, and one answer "
+            f"for all {constant:.3f}: has it its trained weights, and inputs and labels as in training?"
+        )
+    elif config.fitness == "loss" and best < chance + COLLAPSE * (unpruned_metric - chance):
         say(
             f"warning: at reduction {config.reduction:g} even the best baseline falls to {best:.3f} "
             f"(unpruned {unpruned_metric:.3f}); the loss misleads there: consider --fitness metric"
