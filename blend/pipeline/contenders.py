@@ -102,7 +102,7 @@ def check_baselines(archive: Archive) -> None:
 
 
 def warn_of_collapse(problem: Problem, archive: Archive) -> None:
-    """At high reductions recalibrated networks may fall to chance, where the loss says nothing; or were there before."""
+    """At high reductions recalibrated networks fall to chance, where the loss says nothing; or were there before."""
     targets, config = problem.splits.heldout.targets, problem.config
     if targets.is_floating_point() or targets.ndim > 1:
         return  # no classification, and so no level of chance
