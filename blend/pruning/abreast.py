@@ -32,7 +32,7 @@ def convolved(conv: Any, convolve: Callable[..., Tensor], inputs: Tensor, *short
         return convolve(inputs, *shortcut)
     stride, padding = conv.stride[1], conv.padding[1]
     width = _outputs(conv, inputs.shape[3])
-    step = -(-(inputs.shape[3] + padding) // stride)  # outputs from one image to the next; in between are zeros
+    step = max(width, -(-(inputs.shape[3] + padding) // stride))  # outputs from one image to the next
     row = len(inputs) * step * stride
     wide = convolve(_row(inputs, step * stride, row), *(_row(each, step, _outputs(conv, row)) for each in shortcut))
     return _images(wide, len(inputs), step, width).contiguous(memory_format=torch.channels_last)

@@ -49,6 +49,7 @@ GEOMETRIES = [
     ({"kernel_size": 1}, (4, 3), (1, 7, 4, 15)),
     ({"kernel_size": 1, "stride": 2}, (4, 4), (1, 7, 4, 20)),
     ({"kernel_size": 2, "padding": 1}, (3, 3), (1, 7, 3, 20)),
+    ({"kernel_size": 1, "padding": 1}, (2, 2), (1, 7, 2, 20)),  # outputs wider than an image and its zeros
     ({"kernel_size": (1, 3), "padding": (0, 1)}, (1, 4), (1, 7, 1, 25)),
 ]
 
