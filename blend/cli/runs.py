@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -57,8 +58,12 @@ def show(
         print_course(found)
 
 
-@commands.command(epilog="Example:  blend stop first, and when it has stopped:  blend resume first")
-def stop(run: options.RunArgument, runs_dir: options.RunsDir = RUNS) -> None:
+@commands.command(epilog="Example:  blend stop first --wait && blend resume first --workers 4")
+def stop(
+    run: options.RunArgument,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when it has stopped.")] = False,
+    runs_dir: options.RunsDir = RUNS,
+) -> None:
     """Ask a running run to save and stop after the generation it is in."""
     from blend.runs import open_run
 
@@ -67,6 +72,10 @@ def stop(run: options.RunArgument, runs_dir: options.RunsDir = RUNS) -> None:
         raise InputError(f"run '{found.name}' is not running: it is {found.status}")
     found.request_stop()
     print(f"run '{found.name}' will stop after the generation in progress", file=sys.stderr)
+    if wait:
+        while found.status == "running":
+            time.sleep(0.2)
+        print(f"run '{found.name}' is {found.status}", file=sys.stderr)
 
 
 @commands.command(epilog="Example:  blend export first my-network.blend.json")

@@ -143,9 +143,16 @@ class TestSameBytes:
     def test_stopped_by_command_and_resumed(self, undisturbed, tmp_path):
         process = launch(tmp_path, workers=1)
         wait_for_generation(tmp_path / "cut", process)
-        stop = meanwhile(process, "stop", "cut", "--runs-dir", tmp_path)
+        os.kill(process.pid, signal.SIGSTOP)  # it could else be finished before the command has started
+        command = [*BLEND, "stop", "cut", "--wait", "--runs-dir", tmp_path]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as stop:
+            while not Run(tmp_path / "cut").stop_requested() and stop.poll() is None:
+                time.sleep(0.05)
+            os.kill(process.pid, signal.SIGCONT)
+            _, said = stop.communicate(timeout=60)
+        assert not Run(tmp_path / "cut").is_locked()
+        assert (stop.returncode, said.splitlines()[-1]) == (0, "run 'cut' is interrupted")
         process.communicate(timeout=60)
-        assert stop.returncode == 0
         assert process.returncode == 130
         assert_same(resume(Run(tmp_path / "cut")), undisturbed)
 
