@@ -58,6 +58,7 @@ def environment(runs_dir: Path) -> Iterator[Finding]:
     """
     yield attempt("environment", "Python", _python)
     yield attempt("environment", "packages", _packages)
+    yield attempt("environment", "extras", _extras)
     yield attempt("environment", "torch", _torch)
     yield attempt("folders", "cache", lambda: _writable(_cache_dir()))
     yield attempt("folders", "runs", lambda: _writable(runs_dir))
@@ -84,17 +85,40 @@ def _python() -> str:
 
 
 def _packages() -> str:
-    _metadata("Name")
-    needed = [Requirement(text) for text in requires(DISTRIBUTION) or ()]
-    needed = [need for need in needed if need.marker is None or need.marker.evaluate({"extra": ""})]
+    needed = _needed("")
     for need in needed:
-        try:
-            found = version(need.name)
-        except PackageNotFoundError:
-            raise RuntimeError(f"{need} must be installed") from None
-        if not need.specifier.contains(found, prereleases=True):
-            raise RuntimeError(f"{need} must be installed, got {found}")
+        if (lack := _lack(need)) is not None:
+            raise RuntimeError(f"{need.name}{need.specifier} must be installed{lack}")
     return f"all {len(needed)} that are asked for, in the versions asked for"
+
+
+def _extras() -> str:
+    """Executors and adapters that are there, and what the others lack."""
+    _metadata("Name")
+    there, lacking = [], []
+    for extra in sorted(set(metadata(DISTRIBUTION).get_all("Provides-Extra") or ()) - {"dev"}):
+        lacks = [f"{need.name}{need.specifier}{lack}" for need in _needed(extra) if (lack := _lack(need)) is not None]
+        lacking.append(f"{extra} ({lacks[0]})") if lacks else there.append(extra)
+    return "; not there: ".join(", ".join(some) or "none" for some in (there, lacking))
+
+
+def _needed(extra: str) -> list[Requirement]:
+    """What the distribution asks for always, or only with one of its extras."""
+    _metadata("Name")
+    needs = [Requirement(text) for text in requires(DISTRIBUTION) or ()]
+    always = [need for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
+    if not extra:
+        return always
+    return [need for need in needs if need not in always and need.marker and need.marker.evaluate({"extra": extra})]
+
+
+def _lack(need: Requirement) -> str | None:
+    """What to add to a complaint about a package; None if it is there in a version asked for."""
+    try:
+        found = version(need.name)
+    except PackageNotFoundError:
+        return ""
+    return None if need.specifier.contains(found, prereleases=True) else f", got {found}"
 
 
 def _metadata(key: str) -> str:

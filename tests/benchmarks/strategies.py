@@ -2,18 +2,19 @@
 
 Runs ``blend search`` for every cell of a grid and keeps the run folders, so that it can be stopped and gone on with.
 A search of N evaluations begins like one of fewer, so that the smaller budgets are read off the longest run.
+Gains on test data take seconds to find, and are kept in ``gains.json`` beside the runs.
 """
 
 import argparse
 import io
+import json
 import math
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
-from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from blend.problem import prepare
 from blend.runs import SCORES, SEARCH, Run
 from search.archive import Evaluation
 from search.executor import LocalExecutor
+from tests.benchmarks.strategies_figure import draw
 
 BUDGETS = (150, 600, 2400)
 VARIANTS = {
@@ -39,10 +41,12 @@ VARIANTS = {
     for encoding in encodings
 }
 Gain = tuple[float, float]  # held-out, test
+Gains = dict[str, dict[str, Gain]]  # by name of the run, and by budget
+Cell = tuple[str, str, str]  # task, reduction, seed
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs what is not there yet, and prints a table per task and reduction."""
+    """Runs what is not there yet, and prints a table per task and reduction, and one of all of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/bench-search"), help="of the runs")
     parser.add_argument("--tasks", default="digits,textures")
@@ -50,20 +54,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", default="0,1,2", help="of the network's training and of the search")
     parser.add_argument("--evaluations", type=int, default=max(BUDGETS), help="of the longest search")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="strategy and encoding, separated by commas")
+    parser.add_argument("--figure", type=Path, help="where to draw the gains on test data")
     given = parser.parse_args(arguments)
     tasks, reductions, seeds, variants = (
         getattr(given, name).split(",") for name in ("tasks", "reductions", "seeds", "variants")
     )
-    for task, reduction in product(tasks, reductions):
-        for seed, variant in product(seeds, variants):
-            _run(given.folder, task, reduction, seed, variant, given.evaluations)
-        budgets = [*(n for n in BUDGETS if n < given.evaluations), given.evaluations]
-        print(f"\n{task}, reduction {reduction}, {len(seeds)} networks\n")
-        print("\n".join(_table(given.folder, task, reduction, seeds, variants, budgets)), flush=True)
+    budgets = [*(n for n in BUDGETS if n < given.evaluations), given.evaluations]
+    kept = given.folder / "gains.json"
+    gains: Gains = json.loads(kept.read_text()) if kept.exists() else {}
+    with LocalExecutor(1) as executor:
+        for task, reduction in product(tasks, reductions):
+            for seed, variant in product(seeds, variants):
+                _run(given.folder, (task, reduction, seed), variant, given.evaluations)
+            print(f"\n{task}, reduction {reduction}, {len(seeds)} networks\n")
+            networks = [[(task, reduction, seed)] for seed in seeds]
+            for name in [_name(cell, variant) for (cell,) in networks for variant in variants]:
+                gains[name] = _gains(Run(given.folder / name), budgets, gains.get(name, {}), executor)
+                kept.write_text(json.dumps(gains))
+            print("\n".join(_table(gains, variants, networks, budgets)), flush=True)
+    print(f"\nAll reductions, less what {variants[0]} has there, {len(tasks) * len(seeds)} networks\n")
+    networks = [[(task, reduction, seed) for reduction in reductions] for task, seed in product(tasks, seeds)]
+    print("\n".join(_table(gains, variants[1:], networks, budgets, less=variants[0])))
+    if given.figure:
+        draw(
+            given.figure, tasks, reductions, variants, budgets,
+            lambda task, reduction, variant, budget: [
+                100 * gain[1]
+                for seed in seeds
+                if (gain := gains[_name((task, reduction, seed), variant)].get(str(budget)))
+            ],
+        )  # fmt: skip
 
 
-def _run(folder: Path, task: str, reduction: str, seed: str, variant: str, evaluations: int) -> None:
-    name = _name(task, reduction, seed, variant)
+def _run(folder: Path, cell: Cell, variant: str, evaluations: int) -> None:
+    name, (task, reduction, seed) = _name(cell, variant), cell
     blend = [sys.executable, "-m", "blend"]
     if not (folder / name).exists():
         about = f"{task} -o seed={seed} --seed {seed} --reduction {reduction} --evaluations {evaluations}"
@@ -73,54 +97,80 @@ def _run(folder: Path, task: str, reduction: str, seed: str, variant: str, evalu
         subprocess.run([*blend, "resume", name, "--runs-dir", str(folder)], check=True)
 
 
-def _name(task: str, reduction: str, seed: str, variant: str) -> str:
-    return f"{task}-{reduction}-{seed}-{variant.replace(' --', '-').replace(' ', '-')}"
+def _name(cell: Cell, variant: str) -> str:
+    return f"{'-'.join(cell)}-{variant.replace(' --', '-').replace(' ', '-')}"
 
 
 def _table(
-    folder: Path, task: str, reduction: str, seeds: Sequence[str], variants: Sequence[str], budgets: Sequence[int]
+    gains: Gains, variants: Sequence[str], networks: Sequence[Sequence[Cell]], budgets: Sequence[int], less: str = ""
 ) -> Iterator[str]:
-    """Held-out and test gain over the strongest single criterion, in points, mean and 95 % t-interval over networks."""
+    """Gains in points, mean and 95 % t-interval over networks; left out where a search has been shorter.
+
+    Args:
+        gains: Of all runs.
+        variants: One a row.
+        networks: Of each its cells, whose mean counts.
+        budgets: Two columns each.
+        less: A variant whose gains are subtracted.
+    """
     yield "| | " + " | ".join(f"{n} held-out | {n} test" for n in budgets) + " |"
     yield "|---|" + "---:|" * (2 * len(budgets))
     for variant in variants:
-        runs = [folder / _name(task, reduction, seed, variant) for seed in seeds]
-        gains = [_gains(run, tuple(budgets)) for run in runs]
-        columns = [[gain[n][split] for gain in gains] for n in range(len(budgets)) for split in (0, 1)]
-        yield f"| {variant} | " + " | ".join(_interval(column) for column in columns) + " |"
+        columns = []
+        for budget, split in product(map(str, budgets), (0, 1)):
+            values = [_mean(gains, variant, cells, budget, split) for cells in networks]
+            if less:
+                subtracted = [_mean(gains, less, cells, budget, split) for cells in networks]
+                values = [value - other for value, other in zip(values, subtracted, strict=True)]
+            columns.append(_interval(values))
+        yield f"| {variant} | " + " | ".join(columns) + " |"
+
+
+def _mean(gains: Gains, variant: str, cells: Sequence[Cell], budget: str, split: int) -> float:
+    """Not a number where a search has been shorter."""
+    found = [gains[_name(cell, variant)].get(budget) for cell in cells]
+    return statistics.mean(math.nan if gain is None else gain[split] for gain in found)
 
 
 def _interval(values: Sequence[float]) -> str:
     """In points."""
-    mean = 100 * statistics.mean(values)
+    mean = 100 * statistics.fmean(values)
+    if math.isnan(mean):
+        return ""
     if len(values) < 2:
         return f"{mean:+.1f}"
     half = 100 * stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return f"{mean:+.1f} ± {half:.1f}"
 
 
-@cache
-def _gains(folder: Path, budgets: tuple[int, ...]) -> list[Gain]:
-    """Of the fittest candidate after each budget, over the single criterion that is best on the split looked at."""
-    run = Run(folder)
+def _gains(run: Run, budgets: Sequence[int], known: Mapping[str, Gain], executor: LocalExecutor) -> dict[str, Gain]:
+    """Of the fittest candidate after each budget, over the single criterion that is best on the split looked at.
+
+    Args:
+        run: A finished one.
+        budgets: Those that it has not had are left out.
+        known: What has been found before.
+        executor: Where candidates are judged.
+    """
+    missing = [n for n in budgets if str(n) not in known and n <= (run.config.evaluations or 0)]
     history = [e for e in run.evaluations() if e.phase == SEARCH]
     singles = [b for b in run.get("result")["baselines"] if b["kind"] == "single"]
-    best = [max((e for e in history[:n] if _is_judged(e)), key=lambda e: e.fitness) for n in budgets]
-    tested = _tested(run, [e.phenotype for e in best])
-    return [
-        (
+    best = [max((e for e in history[:n] if _is_judged(e)), key=lambda e: e.fitness) for n in missing]
+    tested = _tested(run, [e.phenotype for e in best], executor) if best else {}
+    return dict(known) | {
+        str(n): (
             e.details["metric"] - max(s["heldout_metric"] for s in singles),
             tested[e.phenotype] - max(s["test_metric"] for s in singles),
         )
-        for e in best
-    ]
+        for n, e in zip(missing, best, strict=True)
+    }
 
 
 def _is_judged(evaluation: Evaluation) -> bool:
     return evaluation.error is None and not evaluation.given_up
 
 
-def _tested(run: Run, phenotypes: Sequence[bytes]) -> dict[bytes, float]:
+def _tested(run: Run, phenotypes: Sequence[bytes], executor: LocalExecutor) -> dict[bytes, float]:
     """Test metrics, after recalibration in full precision; here, outside the run, which opens its test split once."""
     config = run.config
     with tempfile.TemporaryDirectory() as scratch, redirect_stderr(io.StringIO()):
@@ -129,8 +179,7 @@ def _tested(run: Run, phenotypes: Sequence[bytes]) -> dict[bytes, float]:
         settings = Settings(config.cost, config.fitness, config.recalibration_images, config.batch_size)
         workspace.write(problem.task, problem.graph, problem.splits, settings)
         wanted = [in_full_precision(phenotype, len(problem.graph)) for phenotype in phenotypes]
-        with LocalExecutor(1) as executor:
-            answers = dict(executor.run(TestEvaluation(workspace), wanted))
+        answers = dict(executor.run(TestEvaluation(workspace), wanted))
     return {phenotype: float(answers[i].mean()) for i, phenotype in enumerate(phenotypes)}
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,7 @@ def test_all_is_well_here(capsys, tmp_path):
     report = json.loads(capsys.readouterr().out)
     assert report["passed"] is True
     names = [finding["name"] for finding in report["findings"]]
-    assert names == ["Python", "packages", "torch", "cache", "runs", "SQLite", "answer", "die", "third-party"]
+    assert names == ["Python", "packages", "extras", "torch", "cache", "runs", "SQLite", "answer", "die", "third-party"]
     assert not (tmp_path / "runs").exists()
 
 
@@ -129,10 +130,21 @@ def test_versions_are_held_against_what_is_asked_for(monkeypatch):
     assert "Python must be >=99" in attempt("a", "b", environment._python).reason
 
 
+def test_extras_that_are_not_installed_are_told_with_what_they_lack(monkeypatch):
+    asked = ['joblib>=1; extra == "dask"', 'joblib>=1000; extra == "ray"', 'no-such-package>=1; extra == "onnx"']
+    monkeypatch.setattr(environment, "requires", lambda name: ["numpy>=1", *asked])
+    finding = attempt("a", "b", environment._extras)
+    assert finding.outcome == "pass"
+    there, lacking = finding.reason.split("; not there: ")
+    assert "dask" in there.split(", ")
+    assert lacking == f"onnx (no-such-package>=1), ray (joblib>=1000, got {version('joblib')})"
+
+
 def test_without_an_installed_distribution_versions_are_not_applicable(monkeypatch):
     monkeypatch.setattr(environment, "DISTRIBUTION", "no-such-package-here")
     assert attempt("a", "b", environment._python).outcome == "not applicable"
     assert attempt("a", "b", environment._packages).outcome == "not applicable"
+    assert attempt("a", "b", environment._extras).outcome == "not applicable"
 
 
 def test_a_worker_that_stays_is_found(monkeypatch):
