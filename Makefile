@@ -30,7 +30,7 @@ bench: .venv/dev
 
 # Every strategy and encoding on three networks of two tasks; hours. What is finished is kept under runs/bench-search.
 bench-search: .venv/dev
-	$(BIN)/python -m tests.benchmarks.strategies
+	$(BIN)/python -m tests.benchmarks.strategies --figure runs/bench-search/strategies.png
 
 # Prints the tables of docs/scaling.md.
 scaling: .venv/dev

@@ -70,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             networks = [[(task, reduction, seed)] for seed in seeds]
             for name in [_name(cell, variant) for (cell,) in networks for variant in variants]:
                 gains[name] = _gains(Run(given.folder / name), budgets, gains.get(name, {}), executor)
-                kept.write_text(json.dumps(gains))
+                (draft := kept.with_suffix(".draft")).write_text(json.dumps(gains))
+                draft.replace(kept)
             print("\n".join(_table(gains, variants, networks, budgets)), flush=True)
     print(f"\nAll reductions, less what {variants[0]} has there, {len(tasks) * len(seeds)} networks\n")
     networks = [[(task, reduction, seed) for reduction in reductions] for task, seed in product(tasks, seeds)]

@@ -49,7 +49,8 @@ def _draw_panel(
             axes.plot(values, [number] * len(values), ".", color=colour, markersize=3)
         means = [sum(values) / len(values) for values in found.values()]
         axes.plot(means, list(found), "o", color=colour, markersize=6, label=f"{budget:,}")
-    axes.set_yticks(range(len(variants)), variants, fontsize=8)
+    axes.set_yticks(range(len(variants)), variants)
+    axes.tick_params(labelsize=8)
     axes.set_ylim(len(variants) - 0.5, -0.5)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.grid(axis="y", linewidth=0.3)
