@@ -11,6 +11,12 @@ from criteria.registry import register
 from criteria.specification import at_least
 from criteria.views import GroupStats
 
+_ROUNDING = 1e-12
+"""Of a cosine or a squared distance in shares of the norms, with much to spare.
+
+How a processor adds up decides where it falls among equal filters, which it would rank.
+"""
+
 
 @register(
     "fpgm",
@@ -33,7 +39,10 @@ def fpgm(stats: GroupStats) -> Tensor:
         the square of the number of channels.
     """
     weight = stats.weight.double()  # distances come out of a matrix product, whose cancellation float32 would feel
-    return torch.cdist(weight, weight).sum(1)
+    norms = weight.norm(dim=1)
+    distances = torch.cdist(weight, weight)
+    equal = distances < _ROUNDING**0.5 * torch.maximum(norms[:, None], norms)
+    return distances.masked_fill(equal, 0).sum(1)
 
 
 @register(
@@ -109,9 +118,11 @@ def whc(stats: GroupStats) -> Tensor:
 
 
 def _cosines(weight: Tensor) -> Tensor:
-    """Cosines between all filters, float64; 0 with a filter of zeros."""
+    """Cosines between all filters, float64; 0 with a filter of zeros, 1 or -1 where only rounding says otherwise."""
     directions = F.normalize(weight.double(), dim=1, eps=1e-300)
-    return directions @ directions.T
+    cosines = directions @ directions.T
+    parallel = cosines.abs() > 1 - _ROUNDING
+    return torch.where(parallel, cosines.sign(), cosines)
 
 
 def fermat_point(points: Tensor, iterations: int) -> Tensor:

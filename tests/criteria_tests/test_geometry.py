@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 
 from criteria import GroupStats, geometry
@@ -99,3 +100,12 @@ def test_a_duplicate_lowers_the_distances_of_its_twin():
     twin[3] = weight[7]
     for criterion in (geometry.fpgm, geometry.cosine, geometry.whc):
         assert criterion(view(twin))[7] < criterion(view(weight))[7]
+
+
+@pytest.mark.parametrize("size", [2, 12, 40, 130])
+@pytest.mark.parametrize("fan_in", [27, 150, 577])
+@pytest.mark.parametrize("criterion", [geometry.fpgm, geometry.fermat, geometry.cosine, geometry.whc])
+def test_equal_filters_are_exactly_equally_far_from_each_other(criterion, size, fan_in):
+    # However a processor adds up: else its rounding would rank them.
+    weight = random_filters(1, fan_in).expand(size, fan_in)
+    assert criterion(view(weight)).tolist() == [0] * size
