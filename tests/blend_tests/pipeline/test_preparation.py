@@ -16,10 +16,14 @@ BLEND = (sys.executable, "-m", "blend")
 WAITING = '''
 
 def waiting(begun: str):
-    """Takes a minute to load, as a large network may."""
+    """Takes a minute to load, as a large network may.
+
+    Not in one sleep: Python would not notice a signal that comes after it last looked and before it falls asleep.
+    """
     import time
     open(begun, "w").close()
-    time.sleep(60)
+    for _ in range(600):
+        time.sleep(0.1)
 '''
 
 
