@@ -195,7 +195,7 @@ def check_task(task: Task, calibration_loss: str = "task") -> Splits:
     if not isinstance(task.example_input, Tensor) or task.example_input.ndim == 0 or len(task.example_input) == 0:
         raise InputError(f"example_input must be a batch of at least one input, got {_summary(task.example_input)}")
     with evaluating(task.model), torch.no_grad():
-        _attempt("the model", "example_input", task.model, task.example_input)
+        _outputs(task, task.example_input, "example_input")
         for split in (splits.heldout, splits.calibration, splits.test):
             if split.labelled:
                 _check_judgement(task, split)
@@ -260,10 +260,23 @@ def _first_outputs(task: Task, split: Split) -> tuple[str, Tensor, Tensor, Tenso
     """What messages call the first batch of a split, its inputs and targets, and what the network makes of it."""
     where = f"the first {split.name} batch"
     inputs, targets = next(split.batches(_BATCH))
-    outputs = _attempt("the model", where, task.model, inputs)
+    outputs = _outputs(task, inputs, where)
     if not isinstance(outputs, Tensor):
         raise InputError(f"the model must return one tensor, got {type(outputs).__name__} on {where}")
     return where, inputs, targets, outputs
+
+
+def _outputs(task: Task, inputs: Tensor, where: str) -> Any:
+    """What the network makes of inputs, which every candidate reads, and which must stay as they are."""
+    given = inputs.clone()
+    version = given._version
+    outputs = _attempt("the model", where, task.model, given)
+    if given._version != version:
+        raise InputError(
+            f"the model must not write to its input, and does on {where}: x = x - 0.5 leaves it as it was, "
+            f"x -= 0.5 and x.sub_(0.5) do not"
+        )
+    return outputs
 
 
 def _attempt(what: str, where: str, function: Callable[..., Any], *arguments: Tensor) -> Any:

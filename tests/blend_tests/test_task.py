@@ -177,6 +177,12 @@ def made_for_inference(task):
     return task
 
 
+class Shifting(nn.Identity):
+    def forward(self, x):
+        x -= 0.5
+        return x
+
+
 class Pair(nn.Identity):
     def forward(self, x):
         return x, x
@@ -222,6 +228,10 @@ class Pair(nn.Identity):
         ),
         (lambda t: replace(t, metric=lambda o, y: o[:, 0] / 0), "metric must return finite scores"),
         (lambda t: replace(t, metric=lambda o, y: 1 / 0), "metric failed on the first .*: ZeroDivisionError"),
+        (
+            lambda t: replace(t, model=nn.Sequential(Shifting(), t.model)),
+            r"must not write to its input, and does on example_input: x = x - 0.5 leaves it",
+        ),
         (lambda t: replace(t, model=Pair()), "model must return one tensor, got tuple on the first held-out batch"),
     ],
 )
