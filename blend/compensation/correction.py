@@ -32,7 +32,7 @@ from blend.compensation.consumer_inputs import (
 )
 from blend.defaults import CPU
 from blend.device import visiting
-from blend.pruning.inference import portions
+from blend.pruning.chain import portions
 from blend.pruning.slicing import reproducibly
 from criteria.graph import ChannelGraph, Keep
 from criteria.layers import is_transposed

@@ -21,7 +21,8 @@ from blend.defaults import CPU
 from blend.device import own_device, placed
 from blend.evaluation.racing import estimate, is_hopeless, weighted_mean
 from blend.pruning import reproducibly
-from blend.pruning.inference import InferenceNetwork, portions
+from blend.pruning.chain import portions
+from blend.pruning.inference import InferenceNetwork
 from blend.pruning.prefixes import PrefixCache
 from blend.pruning.slicing import FORWARD_ERRORS, raise_if_out_of_memory
 from blend.task import Split

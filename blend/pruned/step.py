@@ -13,7 +13,8 @@ from blend.compensation.correction import Corrected, absorbed_means, compensatio
 from blend.compensation.sequential import sequential
 from blend.progress import Progress, progress, say
 from blend.pruning import PrunedNetwork, reproducibly
-from blend.pruning.inference import InferenceNetwork, portions
+from blend.pruning.chain import portions
+from blend.pruning.inference import InferenceNetwork
 from blend.task import Split, Task
 from criteria.evaluating import evaluating
 from criteria.graph import ChannelGraph, Keep

@@ -1,7 +1,8 @@
-"""Convolutions of small maps by weights that do not fit into a cache, on CPUs: all images side by side as one map.
+"""Convolutions of small maps by weights that do not fit into a cache, on some CPUs: images side by side as one map.
 
 oneDNN convolves image after image. Where a map is a few pixels wide and the weights are larger than the second-level
-cache, it waits for weights, which it reads again for every image. As one wide map, the images of a batch share them.
+cache, it reads weights again for every image, and waits for them where the third-level cache is far away. As one wide
+map, the images of a batch share them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+_WAITS = torch.cpu._is_amx_tile_supported()
+"""Whether weights are waited for. On a Xeon with AMX they were, by up to two thirds of the time; an EPYC lost by this.
+
+The clock does not decide, as last bits depend on it.
+"""
 
 _CACHE = 2**21
 """Bytes of weights from which on it takes less time; below, copying takes more than reading weights again."""
@@ -39,7 +46,9 @@ def convolved(conv: Any, convolve: Callable[..., Tensor], inputs: Tensor, *short
 
 
 def _is_faster(conv: Any, inputs: Tensor) -> bool:
-    if conv.weight.nbytes < _CACHE or conv.groups > 1 or inputs.ndim != 4 or not inputs.is_cpu or len(inputs) < 2:
+    if not _WAITS or conv.weight.nbytes < _CACHE or conv.groups > 1:
+        return False
+    if inputs.ndim != 4 or not inputs.is_cpu or len(inputs) < 2:
         return False
     small = inputs.shape[3] > conv.padding[1] and _outputs(conv, inputs.shape[3]) <= _WIDEST
     return small and inputs.is_contiguous(memory_format=torch.channels_last)

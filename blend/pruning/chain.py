@@ -2,16 +2,22 @@
 
 What a part makes of the same inputs depends on the channels that its layers and those before hold, and on nothing else.
 Begun with the very values that the earlier candidate had there, a pass gives the same bits as from the beginning.
+
+Parts are also what images go through in portions: few at once where their maps are large, so that what one layer writes
+is still in a cache when the next one reads it, and many where maps are small, so that weights are read seldom.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from functools import reduce
 from hashlib import blake2b
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
@@ -20,6 +26,10 @@ from blend.pruning.prefixes import PrefixCache, Snapshot
 from criteria.graph import ChannelGraph, Indices, Keep
 
 _RECALIBRATION = "recalibration"
+_PORTION_BYTES = 2**23
+"""What the largest map of a part takes for a portion of images; twice as much goes through as a whole."""
+_ALIKE = 4
+"""How many times as large as another a map has to be to go through in other portions."""
 
 
 class Chain(nn.Module):
@@ -31,12 +41,14 @@ class Chain(nn.Module):
 
     Attributes:
         cache: Keeps what parts make; None to begin at the beginning each time.
+        map_bytes: For each part, what its largest map takes for one image; none to take all images at once.
     """
 
     def __init__(self, parts: Sequence[nn.Module], channels: Sequence[Indices] = ()) -> None:
         super().__init__()
         self.parts = nn.ModuleList(parts)
         self.cache: PrefixCache | None = None
+        self.map_bytes: tuple[float, ...] = ()
         self._channels = channels
         self._norms = [[module for module in part.modules() if isinstance(module, Norm)] for part in parts]
         self._salt = os.urandom(8)  # others may use the same cache
@@ -53,6 +65,24 @@ class Chain(nn.Module):
             self._keys.append(digest.digest())
         self._shared = sum([self.cache.meets_again(key) for key in self._keys])
 
+    def portion(self, example: Tensor, tolerance: float) -> None:
+        """Has images go through in portions from now on, if the parts make the same of them then.
+
+        Args:
+            example: What the network was recalibrated on last, unpruned.
+            tolerance: How far values may lie from those of all images at once, in shares of the largest.
+        """
+        map_bytes: list[float] = []
+        value: Any = example
+        for part, norms in zip(self.parts, self._norms, strict=True):
+            halves = value.clone().tensor_split(2)  # it may write to what it reads
+            before, value = value.nbytes, part(value)
+            pieces = [part(half) for half in halves]
+            if not _is_whole(value, pieces, [len(half) for half in halves], tolerance):
+                return
+            map_bytes.append(max(before, value.nbytes, *(norm.largest for norm in norms)) / len(example))
+        self.map_bytes = tuple(map_bytes)
+
     def recalibrate(self, images: Sequence[Tensor]) -> None:
         """As :func:`blend.pruning.norms.recalibrate_together`; with a cache, always with the same images."""
         done, (values, known) = self._found(_RECALIBRATION) or (0, (images, []))
@@ -60,7 +90,8 @@ class Chain(nn.Module):
             norm.norm.running_mean.copy_(statistics[0])
             norm.norm.running_var.copy_(statistics[1])
         made: list[Snapshot] = []
-        recalibrate_together(lambda value: self._go_on(value, done, made), values, self._norms_of(done))
+        left = self._left([(0, len(self.parts), 0)], done)
+        recalibrate_together(lambda value: self._go_on(value, left, made), values, self._norms_of(done))
         if self.cache is not None and made:
             norms = [wrapped.norm for wrapped in self._norms_of(0, self._shared)]
             known = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]
@@ -74,33 +105,77 @@ class Chain(nn.Module):
             inputs: Of the network.
             name: Always stands for the same inputs, in every candidate; None for inputs that have none.
         """
-        if self.cache is None or name is None:
-            return self._go_on(inputs)
+        stretches = _stretches(self.map_bytes, len(inputs)) if self.map_bytes else [(0, len(self.parts), 0)]
         done, value = self._found(name) or (0, inputs)
         made: list[Snapshot] = []
-        outputs = self._go_on(value, done, made)
-        if made:
+        outputs = self._go_on(value, self._left(stretches, done), made)
+        if self.cache is not None and name is not None and made:
             self.cache.put((self._keys[self._shared - 1], name), made[0].tensor, made)
         return outputs
 
     def _found(self, name: Hashable) -> tuple[int, Any] | None:
         """How many parts need not be run, and what the last of them has made of these inputs."""
-        if self.cache is not None:
+        if self.cache is not None and name is not None:
             for done in range(self._shared, 0, -1):
                 if (value := self.cache.get((self._keys[done - 1], name))) is not None:
                     return done, value
         return None
 
-    def _go_on(self, value: Any, done: int = 0, made: list[Snapshot] | None = None) -> Any:
-        """Runs the parts that are not done; what the last of those makes that others have had is added to a list."""
-        for number, part in enumerate(self.parts[done:], done + 1):
-            value = part(value)
-            if made is not None and number == self._shared:
+    def _left(self, stretches: Iterable[Stretch], done: int) -> list[Stretch]:
+        """Stretches without what is done; one ends where all is shared with earlier candidates."""
+        halves = [
+            half
+            for first, last, count in stretches
+            for half in ((first, min(last, self._shared), count), (max(first, self._shared), last, count))
+        ]
+        return [(max(first, done), last, count) for first, last, count in halves if max(first, done) < last]
+
+    def _go_on(self, value: Any, stretches: Iterable[Stretch], made: list[Snapshot]) -> Any:
+        """Runs parts; what the last of those makes that earlier candidates have had, too, is added to a list."""
+        parts = list(self.parts)
+        for first, last, count in stretches:
+            some = portions(value, count) if count else (value,)
+            pieces = [reduce(lambda piece, part: part(piece), parts[first:last], piece) for piece in some]
+            value = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+            if last == self._shared:
                 made.append(Snapshot(value))
         return value
 
     def _norms_of(self, first: int, last: int | None = None) -> list[Norm]:
         return [norm for norms in self._norms[first:last] for norm in norms]
+
+
+Stretch = tuple[int, int, int]
+"""Parts in a row: the first, the one behind the last, and how many images go through them at once; 0 for all."""
+
+
+def _stretches(map_bytes: Sequence[float], images: int) -> list[Stretch]:
+    """In which portions so many images go through which parts: by a rule, as last bits may depend on it."""
+    found, first = [], 0
+    for number in range(1, len(map_bytes) + 1):
+        some = map_bytes[first : number + 1]
+        if number == len(map_bytes) or max(some) >= _ALIKE * min(some):
+            count = max(1, int(_PORTION_BYTES / max(map_bytes[first:number])))
+            found.append((first, number, 0 if 2 * count >= images else count))
+            first = number
+    return found
+
+
+def portions(images: Tensor, most: int) -> Sequence[Tensor]:
+    """Images in portions of so many at most that are as equal as can be; none if there are none."""
+    return images.tensor_split(math.ceil(len(images) / most)) if len(images) else ()
+
+
+def _is_whole(value: Any, pieces: Sequence[Any], counts: Sequence[int], tolerance: float) -> bool:
+    """Whether pieces are of so many images each, and together are the value up to rounding."""
+    if not all(isinstance(some, Tensor) and some.is_floating_point() and some.ndim for some in (value, *pieces)):
+        return False
+    if [len(piece) for piece in pieces] != counts or {piece.shape[1:] for piece in pieces} != {value.shape[1:]}:
+        return False
+    joined = torch.cat(list(pieces))
+    if joined.shape != value.shape or joined.dtype != value.dtype:
+        return False
+    return bool((joined - value).abs().max() <= tolerance * value.abs().max())
 
 
 def chained(traced: GraphModule, network: nn.Module, graph: ChannelGraph) -> Chain:

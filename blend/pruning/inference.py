@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from io import StringIO
@@ -147,9 +146,20 @@ class InferenceNetwork:
             raise_if_out_of_memory(error)
             stands_it = False
         if stands_it:
+            self.precision = None
+            self._portion(example)
             self._fused.cache = cache
         else:
             self._fused = self._plain
+
+    def _portion(self, example: Tensor) -> None:
+        """Has images go through the parts of the unpruned network in portions, where they stand that."""
+        try:
+            with torch.no_grad():
+                network = self.prune(np.ones(len(self.network.graph), dtype=bool), [example])
+                network.portion(example, TOLERANCES[next(self.network.shell.parameters()).dtype])
+        except FORWARD_ERRORS as error:  # a size is written down somewhere
+            raise_if_out_of_memory(error)
 
     def _agrees(self, expected: Tensor, example: Tensor, keep: Keep | None = None) -> bool:
         """Whether outputs are those expected; of the unpruned network, unless a mask is given."""
@@ -224,7 +234,3 @@ def _castable(network: nn.Module) -> list[Tensor]:
     tensors = [p for p in network.parameters() if id(p) not in whole] + buffers
     return [tensor for tensor in tensors if tensor.is_floating_point()]
 
-
-def portions(images: Tensor, batch_size: int) -> tuple[Tensor, ...]:
-    """Images in batches that are as equal as can be; none if there are none."""
-    return images.tensor_split(math.ceil(len(images) / batch_size)) if len(images) else ()

@@ -4,7 +4,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from blend.evaluation import Judge, Settings, judge
-from blend.pruning.inference import InferenceNetwork, portions
+from blend.pruning.chain import portions
+from blend.pruning.inference import InferenceNetwork
 from blend.task import Split, accuracy
 from criteria import ChannelGraph
 

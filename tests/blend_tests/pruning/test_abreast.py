@@ -32,6 +32,12 @@ class Watched:
         return outputs if shortcut is None else outputs + shortcut
 
 
+@pytest.fixture(autouse=True)
+def waiting_for_weights(monkeypatch):
+    """Whatever this processor does."""
+    monkeypatch.setattr(abreast, "_WAITS", True)
+
+
 @pytest.fixture
 def any_weights(monkeypatch):
     monkeypatch.setattr(abreast, "_CACHE", 0)
@@ -109,6 +115,14 @@ def test_weights_below_two_megabytes_are_used_as_they_are(channels, images_of_a_
     with torch.no_grad():
         abreast.convolved(conv.conv, conv, batch_of(5, channels, 4, 4))
     assert conv.shapes[0][0] == images_of_a_call
+
+
+@pytest.mark.usefixtures("any_weights")
+def test_a_processor_that_does_not_wait_takes_images_as_they_are(monkeypatch):
+    monkeypatch.setattr(abreast, "_WAITS", False)
+    conv, inputs, seen = convolution(7, 11, 3, padding=1), batch_of(5, 7, 4, 4), []
+    abreast.convolved(conv, lambda given: seen.append(given) or conv(given), inputs)
+    assert seen[0] is inputs
 
 
 @pytest.mark.usefixtures("any_weights")

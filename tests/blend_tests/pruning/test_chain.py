@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from blend.pruning import reproducibly
+from blend.pruning import chain, reproducibly
 from blend.pruning.inference import InferenceNetwork
 from blend.pruning.prefixes import PrefixCache
 from criteria import ChannelGraph
@@ -41,8 +41,8 @@ def masks(graph, count=12, seed=0):
 def outputs(network, keep, inputs):
     """Of a network recalibrated on the inputs, in batches that have a name; with its statistics."""
     with reproducibly(), torch.no_grad():
-        pruned = network.prune(keep, inputs.split(2))
-        made = [pruned(batch, number) for number, batch in enumerate(inputs.split(2))]
+        pruned = network.prune(keep, inputs.split(3))
+        made = [pruned(batch, number) for number, batch in enumerate(inputs.split(3))]
     return torch.cat(made), network.statistics()
 
 
@@ -76,8 +76,10 @@ def test_outputs_and_statistics_are_the_same_bits_and_found_again(name):
     assert cache.hits > 8
 
 
+@pytest.mark.parametrize("portion", [1, 2**23])
 @pytest.mark.parametrize("name", sorted(NETWORKS))
-def test_every_kind_of_network(name):
+def test_every_kind_of_network(name, portion, monkeypatch):
+    monkeypatch.setattr(chain, "_PORTION_BYTES", portion)
     model = build(name)
     graph, inputs = ChannelGraph.build(model, inputs_of(name)), inputs_of(name, 6, seed=1)
     network, _ = cached(model, graph, inputs_of(name))
@@ -187,3 +189,82 @@ def test_parts_that_no_channel_says_anything_about(ignore):
         assert are_equal(outputs(network, keep, images(6, 8, seed=1)), outputs(plain, keep, images(6, 8, seed=1)))
     assert any(len(channels) == 0 for channels in network._fused._channels)
     assert cache.hits
+
+
+def test_portions_are_small_where_maps_are_large():
+    mebibyte = 2.0**20
+    maps = [mebibyte / 8, mebibyte / 2, mebibyte / 4, mebibyte / 8, mebibyte / 16, mebibyte / 64]
+    # 64 images of the first, 16 of the next two, which are alike; 64 or more are half of all: as a whole.
+    assert chain._stretches(maps, 256) == [(0, 1, 64), (1, 3, 16), (3, 5, 64), (5, 6, 0)]
+    assert chain._stretches(maps, 128) == [(0, 1, 0), (1, 3, 16), (3, 5, 0), (5, 6, 0)]
+    assert chain._stretches([100 * mebibyte], 8) == [(0, 1, 1)]
+    assert chain._stretches([100 * mebibyte], 1) == [(0, 1, 0)]
+
+
+class Counting(nn.Conv2d):
+    """A convolution that tells how many images it is given at once, and is not traced into."""
+
+    def forward(self, x):
+        self.__dict__.setdefault("given", []).append(len(x))
+        return super().forward(x)
+
+
+class Narrowing(nn.Module):
+    """Large maps, small maps, and a middle that the caller writes."""
+
+    def __init__(self, middle=lambda x: x):
+        super().__init__()
+        self.convs = nn.ModuleList(Counting(a, b, 3, padding=1) for a, b in ((3, 8), (8, 8), (8, 8), (8, 6)))
+        self.head, self.middle = nn.Linear(6, 4), middle
+
+    def forward(self, x):
+        x = F.relu(self.convs[1](F.relu(self.convs[0](x))))
+        x = F.relu(self.convs[2](self.middle(F.max_pool2d(x, 4))))
+        return self.head(self.convs[3](x).mean((2, 3)))
+
+
+def narrowing(monkeypatch, middle=lambda x: x):
+    """The network, and three images of its largest maps as a portion."""
+    monkeypatch.setattr(chain, "_PORTION_BYTES", 3 * 8 * 16 * 16 * 4)
+    torch.manual_seed(0)
+    model = Narrowing(middle).eval()
+    return model, ChannelGraph.build(model, images(2, 16))
+
+
+def test_images_go_through_in_portions_where_maps_are_large(monkeypatch):
+    model, graph = narrowing(monkeypatch)
+    network, keep, inputs = InferenceNetwork(model, graph, images(4, 16)), random_keep(graph, 0), images(8, 16, seed=1)
+    convs = [layer for layer in network.network.shell.modules() if isinstance(layer, Counting)]
+    with reproducibly(), torch.no_grad():
+        pruned = network.prune(keep)
+        for conv in convs:
+            conv.given.clear()
+        made = pruned(inputs)
+        assert [conv.given for conv in convs] == [[3, 3, 2], [3, 3, 2], [8], [8]]
+        torch.testing.assert_close(made, network.network.prune(keep)(inputs))
+
+
+def test_what_is_begun_within_a_portion_gives_the_same_bits(monkeypatch):
+    model, graph = narrowing(monkeypatch)
+    network, cache = cached(model, graph, images(4, 16))
+    plain = InferenceNetwork(model, graph, images(4, 16))
+    inputs = images(32, 16, seed=1)
+    for keep in masks(graph, 24):
+        with reproducibly(), torch.no_grad():
+            made, alone = network.prune(keep)(inputs, "inputs"), plain.prune(keep)(inputs)
+        assert torch.equal(made, alone)
+    assert cache.hits
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [
+        lambda x: x - x.mean(0),  # of each image what the others make of it
+        lambda x: x.roll(1, 0),  # in the place of another
+    ],
+)
+def test_parts_that_do_not_stand_it_take_all_images_at_once(monkeypatch, middle):
+    model, graph = narrowing(monkeypatch, middle)
+    network = InferenceNetwork(model, graph, images(6, 16))
+    assert len(network._fused.parts) > 1
+    assert network._fused.map_bytes == ()

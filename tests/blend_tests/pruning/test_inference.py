@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from blend.pruning import PrunedNetwork, chain, inference, norms, recalibrate
-from blend.pruning.inference import InferenceNetwork, portions
+from blend.pruning.chain import portions
+from blend.pruning.inference import InferenceNetwork
 from criteria import ChannelGraph
 from tests.networks import NETWORKS, build
 from tests.networks import inputs as inputs_of
