@@ -10,7 +10,7 @@ import pytest
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize(("kills", "strategies"), [(8, "ga"), pytest.param(70, "all", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kills", "strategies"), [(4, "ga"), pytest.param(70, "all", marks=pytest.mark.slow)])
 def test_kills_at_random_moments_change_nothing(kills, strategies):
     searches = ["--kills", str(kills), "--strategies", strategies, "--evaluations", "160", "--seed", str(kills)]
     command = [sys.executable, "-m", "tests.soak", *searches]

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from blend.pruning.slicing import FORWARD_ERRORS, raise_if_out_of_memory
 from blend.task import Split
 from criteria.graph import ChannelGraph, Keep
 
+T = TypeVar("T")
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 _HALF = b"\x01"
@@ -186,14 +187,23 @@ class Judge:
         return weighted_mean(losses, sizes[: len(losses)]), np.concatenate(values), chunks
 
     def _outputs(self, network: nn.Module, split: Split, *, racing: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        """Outputs and targets, batch by batch. When racing, fewer are joined at first: there may be no need of all."""
+        """Outputs and targets, batch by batch, on the CPU."""
+        size, launched = self.settings.batch_size, self._launched(network, split, racing=racing)
+        for outputs, some in launched if self.device.type == CPU else one_behind(launched):
+            outputs = outputs.cpu()
+            outputs = outputs.float() if outputs.dtype is self.settings.precision else outputs
+            yield from zip(torch.split(outputs, size), torch.split(split.targets[some], size), strict=True)
+
+    def _launched(self, network: nn.Module, split: Split, *, racing: bool) -> Iterator[tuple[Tensor, slice]]:
+        """Outputs where they were made, and of what. When racing, few are joined at first: there may be no need of all.
+
+        An accelerator may still be at work on them.
+        """
         size, done = self.settings.batch_size, 0
         while done < len(split):
             count = min(self.joined, max(2, done // size // 2)) if racing else self.joined
             some = slice(done, done + count * size)
-            outputs = network(self._ready(split.inputs[some]), (split.name, done, count)).cpu()
-            outputs = outputs.float() if outputs.dtype is self.settings.precision else outputs
-            yield from zip(torch.split(outputs, size), torch.split(split.targets[some], size), strict=True)
+            yield network(self._ready(split.inputs[some]), (split.name, done, count)), some
             done = some.stop
 
     def _sizes(self, split: Split) -> list[int]:
@@ -207,6 +217,15 @@ class Judge:
         precision = self.settings.precision if inputs.is_floating_point() else None
         dtype = inputs.dtype if precision is None else precision
         return inputs.to(self.device, dtype, memory_format=self.layout)
+
+
+def one_behind(launched: Iterator[T]) -> Iterator[T]:
+    """The same, each when the next one has been launched: an accelerator goes on while the CPU looks at its outputs."""
+    waiting: list[T] = []
+    for latest in launched:
+        yield from waiting
+        waiting = [latest]
+    yield from waiting
 
 
 def _in_fast_layout(model: nn.Module, example: Tensor) -> tuple[nn.Module, torch.memory_format]:

@@ -142,6 +142,7 @@ class TestOnASecondDevice:
         here, there = (next((tmp_path / d).glob("*.safetensors")) for d in ("cpu", second_device.NAME))
         assert here.read_bytes() == there.read_bytes()
 
+    @pytest.mark.slow
     def test_comparison_and_transfer(self, blend_on_it, exports):
         def without_times(text):
             timed = ("seconds", "cheapest")

@@ -12,7 +12,7 @@ from criteria import collect
 from criteria.views import NEEDS, bound_need
 from tests.criteria_tests.tiny_networks import conv_net, graph, group, images, member, snapshot
 
-CALLS, WARM_UP = 200, 20
+CALLS, WARM_UP = 120, 20
 EVERYTHING = {bound_need(need, {"probes": 1}) for need in NEEDS}  # a probe leaks what eight do
 BATCH = images(384)
 
@@ -64,7 +64,7 @@ def test_repeated_collection_does_not_grow(build, loss):
     grown = resident() - memory
     assert not alive() - before
     assert not any(network() for network in networks)
-    # To keep no more than each batch's inputs would take 22 MB; half of that is far above what the allocator adds by
+    # To keep no more than each batch's inputs would take 13 MB; half of that is far above what the allocator adds by
     # itself, at most 2 MB in trials.
     kept = CALLS * BATCH[0].nbytes
     assert grown < kept / 2

@@ -58,6 +58,7 @@ def test_workers_die_and_nodes_join_and_the_result_is_that_of_a_local_run(ray_cl
     assert (run.folder / EXPORT).read_bytes() == (local.folder / EXPORT).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_node_dies_and_the_result_is_that_of_a_local_run(ray_cluster, tmp_path):
     address, _ = ray_cluster
     local, remote = start(config(**FEW), tmp_path / "local"), tmp_path / "remote"

@@ -76,10 +76,9 @@ def test_outputs_and_statistics_are_the_same_bits_and_found_again(name):
     assert cache.hits > 8
 
 
-@pytest.mark.parametrize("portion", [1, 2**23])
 @pytest.mark.parametrize("name", sorted(NETWORKS))
-def test_every_kind_of_network(name, portion, monkeypatch):
-    monkeypatch.setattr(chain, "_PORTION_BYTES", portion)
+def test_every_kind_of_network(name, monkeypatch):
+    monkeypatch.setattr(chain, "_PORTION_BYTES", 1)  # one image at a time wherever that can be
     model = build(name)
     graph, inputs = ChannelGraph.build(model, inputs_of(name)), inputs_of(name, 6, seed=1)
     network, _ = cached(model, graph, inputs_of(name))
