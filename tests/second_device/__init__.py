@@ -19,11 +19,12 @@ BUILD = "SECOND_DEVICE_BUILD"
 
 @cache
 def register() -> None:
-    """Makes torch know the device in this process; compiles it at the first time, in half a minute."""
+    """Makes torch know the device in this process; compiles it at the first time, in some seconds."""
     from torch.utils.cpp_extension import load
 
     source = str(Path(__file__).with_name("second_device.cpp"))
-    load("second_device", [source], extra_cflags=["-O1", "-w"], build_directory=os.environ[BUILD])
+    flags = ["-O0", "-w"]
+    load("second_device", [source], flags, build_directory=os.environ[BUILD], is_python_module=False)
     torch.utils.rename_privateuse1_backend(NAME)
     module = ModuleType(NAME)
     for name, found in {

@@ -2,6 +2,7 @@
 //
 // Its memory is the machine's own, so that every operation can be done by the CPU's kernels on views of it.
 
+#include <ATen/ATen.h>
 #include <ATen/CPUFunctions.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/detail/PrivateUse1HooksInterface.h>
@@ -9,7 +10,7 @@
 #include <ATen/native/Resize.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <c10/core/impl/alloc_cpu.h>
-#include <torch/extension.h>
+#include <torch/library.h>
 
 namespace {
 
@@ -198,7 +199,8 @@ TORCH_LIBRARY_IMPL(_, PrivateUse1, m) {
   m.fallback(torch::CppFunction::makeFromBoxedFunction<&fallback>());
 }
 
-PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+static const bool registered = [] {
   static Hooks hooks;
   at::RegisterPrivateUse1HooksInterface(&hooks);
-}
+  return true;
+}();
