@@ -2,7 +2,8 @@
 
 Runs ``blend search`` for every cell of a grid and keeps the run folders, so that it can be stopped and gone on with.
 A search of N evaluations begins like one of fewer, so that the smaller budgets are read off the longest run.
-Gains on test data take seconds to find, and are kept in ``gains.json`` beside the runs.
+What each has gained is kept in one more file: what that holds is not run again, wherever the runs are now. A network
+trained on another kind of processor is another network, so that each kind wants a file of its own.
 """
 
 import argparse
@@ -54,24 +55,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", default="0,1,2", help="of the network's training and of the search")
     parser.add_argument("--evaluations", type=int, default=max(BUDGETS), help="of the longest search")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="strategy and encoding, separated by commas")
+    parser.add_argument("--gains", type=Path, help="where they are kept; gains.json beside the runs if not given")
     parser.add_argument("--figure", type=Path, help="where to draw the gains on test data")
     given = parser.parse_args(arguments)
     tasks, reductions, seeds, variants = (
         getattr(given, name).split(",") for name in ("tasks", "reductions", "seeds", "variants")
     )
     budgets = [*(n for n in BUDGETS if n < given.evaluations), given.evaluations]
-    kept = given.folder / "gains.json"
+    kept = given.gains or given.folder / "gains.json"
     gains: Gains = json.loads(kept.read_text()) if kept.exists() else {}
     with LocalExecutor(1) as executor:
         for task, reduction in product(tasks, reductions):
-            for seed, variant in product(seeds, variants):
-                _run(given.folder, (task, reduction, seed), variant, given.evaluations)
-            print(f"\n{task}, reduction {reduction}, {len(seeds)} networks\n")
             networks = [[(task, reduction, seed)] for seed in seeds]
-            for name in [_name(cell, variant) for (cell,) in networks for variant in variants]:
-                gains[name] = _gains(Run(given.folder / name), budgets, gains.get(name, {}), executor)
-                (draft := kept.with_suffix(".draft")).write_text(json.dumps(gains))
+            for (cell,), variant in product(networks, variants):
+                known = gains.get(name := _name(cell, variant), {})
+                if all(str(n) in known for n in budgets):
+                    continue
+                _run(given.folder, cell, variant, given.evaluations)
+                gains[name] = _gains(Run(given.folder / name), budgets, known, executor)
+                lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(gains[name])}" for name in sorted(gains))
+                (draft := kept.with_suffix(".draft")).write_text(f"{{\n{lines}\n}}\n")
                 draft.replace(kept)
+            print(f"\n{task}, reduction {reduction}, {len(seeds)} networks\n")
             print("\n".join(_table(gains, variants, networks, budgets)), flush=True)
     print(f"\nAll reductions, less what {variants[0]} has there, {len(tasks) * len(seeds)} networks\n")
     networks = [[(task, reduction, seed) for reduction in reductions] for task, seed in product(tasks, seeds)]
