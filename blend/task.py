@@ -268,15 +268,42 @@ def _first_outputs(task: Task, split: Split) -> tuple[str, Tensor, Tensor, Tenso
 
 def _outputs(task: Task, inputs: Tensor, where: str) -> Any:
     """What the network makes of inputs, which every candidate reads, and which must stay as they are."""
-    given = inputs.clone()
-    version = given._version
-    outputs = _attempt("the model", where, task.model, given)
-    if given._version != version:
+    given = _Copy(inputs)
+    outputs = _attempt("the model", where, task.model, given.tensor)
+    if given.is_changed() or (inputs.ndim == 4 and _changes_channels_last(task.model, inputs[:2])):
         raise InputError(
             f"the model must not write to its input, and does on {where}: x = x - 0.5 leaves it as it was, "
             f"x -= 0.5 and x.sub_(0.5) do not"
         )
     return outputs
+
+
+def _changes_channels_last(model: nn.Module, images: Tensor) -> bool:
+    """Whether it writes to images in the layout that candidates read: there, ``x.to(memory_format=...)`` is x."""
+    given = _Copy(images, torch.channels_last)
+    try:
+        model(given.tensor)
+    except Exception:  # noqa: BLE001 - one that does not stand the layout is never given it
+        return False
+    return given.is_changed()
+
+
+class _Copy:
+    """Inputs that a network may be tried on, and whether it has written to them."""
+
+    def __init__(self, inputs: Tensor, layout: torch.memory_format = torch.preserve_format) -> None:
+        self.tensor = inputs.clone(memory_format=layout)
+        self._version = self._counted()
+        self._inputs = inputs
+
+    def is_changed(self) -> bool:
+        """Whether they are not what they were, or would not be if they had been others."""
+        if self._counted() != self._version:
+            return True
+        return not torch.equal(self.tensor.nan_to_num(), self._inputs.nan_to_num())  # as through x.data
+
+    def _counted(self) -> int:
+        return 0 if self.tensor.is_inference() else self.tensor._version
 
 
 def _attempt(what: str, where: str, function: Callable[..., Any], *arguments: Tensor) -> Any:

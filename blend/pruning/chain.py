@@ -28,6 +28,8 @@ from criteria.graph import ChannelGraph, Indices, Keep
 _RECALIBRATION = "recalibration"
 _PORTION_BYTES = 2**23
 """What the largest map of a part takes for a portion of images; twice as much goes through as a whole."""
+_ROUNDINGS = 128
+"""How far a part's values may lie from those of all images at once, in roundings of the largest."""
 _ALIKE = 4
 """How many times as large as another a map has to be to go through in other portions."""
 
@@ -65,20 +67,18 @@ class Chain(nn.Module):
             self._keys.append(digest.digest())
         self._shared = sum([self.cache.meets_again(key) for key in self._keys])
 
-    def portion(self, example: Tensor, tolerance: float) -> None:
-        """Has images go through in portions from now on, if the parts make the same of them then.
+    def portion(self, example: Tensor) -> None:
+        """Has images go through in portions from now on, if the parts make the same of them then, up to rounding.
 
         Args:
-            example: What the network was recalibrated on last, unpruned.
-            tolerance: How far values may lie from those of all images at once, in shares of the largest.
+            example: What the network was recalibrated on last, unpruned; in single or double precision.
         """
         map_bytes: list[float] = []
         value: Any = example
         for part, norms in zip(self.parts, self._norms, strict=True):
-            halves = value.clone().tensor_split(2)  # it may write to what it reads
+            some = value.clone().tensor_split([1])  # one image alone shows most; a part may write to what it reads
             before, value = value.nbytes, part(value)
-            pieces = [part(half) for half in halves]
-            if not _is_whole(value, pieces, [len(half) for half in halves], tolerance):
+            if not _is_whole(value, [part(images) for images in some], [len(images) for images in some]):
                 return
             map_bytes.append(max(before, value.nbytes, *(norm.largest for norm in norms)) / len(example))
         self.map_bytes = tuple(map_bytes)
@@ -90,8 +90,8 @@ class Chain(nn.Module):
             norm.norm.running_mean.copy_(statistics[0])
             norm.norm.running_var.copy_(statistics[1])
         made: list[Snapshot] = []
-        left = self._left([(0, len(self.parts), 0)], done)
-        recalibrate_together(lambda value: self._go_on(value, left, made), values, self._norms_of(done))
+        whole = [(0, len(self.parts), 0)]
+        recalibrate_together(lambda value: self._go_on(value, whole, done, made), values, self._norms_of(done))
         if self.cache is not None and made:
             norms = [wrapped.norm for wrapped in self._norms_of(0, self._shared)]
             known = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]
@@ -108,9 +108,10 @@ class Chain(nn.Module):
         stretches = _stretches(self.map_bytes, len(inputs)) if self.map_bytes else [(0, len(self.parts), 0)]
         done, value = self._found(name) or (0, inputs)
         made: list[Snapshot] = []
-        outputs = self._go_on(value, self._left(stretches, done), made)
+        outputs = self._go_on(value, stretches, done, made)
         if self.cache is not None and name is not None and made:
-            self.cache.put((self._keys[self._shared - 1], name), made[0].tensor, made)
+            kept = [snapshot.tensor for snapshot in made]
+            self.cache.put((self._keys[self._shared - 1], name), kept[0] if len(kept) == 1 else kept, made)
         return outputs
 
     def _found(self, name: Hashable) -> tuple[int, Any] | None:
@@ -121,23 +122,29 @@ class Chain(nn.Module):
                     return done, value
         return None
 
-    def _left(self, stretches: Iterable[Stretch], done: int) -> list[Stretch]:
-        """Stretches without what is done; one ends where all is shared with earlier candidates."""
-        halves = [
-            half
-            for first, last, count in stretches
-            for half in ((first, min(last, self._shared), count), (max(first, self._shared), last, count))
-        ]
-        return [(max(first, done), last, count) for first, last, count in halves if max(first, done) < last]
+    def _go_on(self, value: Any, stretches: Iterable[Stretch], done: int, made: list[Snapshot]) -> Any:
+        """Runs the parts that are not done; what the last of those makes that earlier candidates have had is noted.
 
-    def _go_on(self, value: Any, stretches: Iterable[Stretch], made: list[Snapshot]) -> Any:
-        """Runs parts; what the last of those makes that earlier candidates have had, too, is added to a list."""
-        parts = list(self.parts)
+        Args:
+            value: What the last part that is done has made; of each portion, where these are not joined there.
+            stretches: Of all parts.
+            done: How many parts have been run.
+            made: Is added to.
+        """
+        parts, shared = list(self.parts), self._shared
         for first, last, count in stretches:
-            some = portions(value, count) if count else (value,)
-            pieces = [reduce(lambda piece, part: part(piece), parts[first:last], piece) for piece in some]
-            value = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-            if last == self._shared:
+            if last <= done:
+                continue
+            begin, joined = max(first, done), list[Any]()
+            middle = shared if begin < shared < last else begin
+            pieces = [value] if not count else value if first < begin else portions(value, count)
+            for piece in pieces:
+                piece = reduce(_run, parts[begin:middle], piece)
+                if begin < middle:  # not joined: a candidate that begins here is to read from such addresses, too
+                    made.append(Snapshot(piece))
+                joined.append(reduce(_run, parts[middle:last], piece))
+            value = joined[0] if len(joined) == 1 else torch.cat(joined)
+            if last == shared:
                 made.append(Snapshot(value))
         return value
 
@@ -166,7 +173,11 @@ def portions(images: Tensor, most: int) -> Sequence[Tensor]:
     return images.tensor_split(math.ceil(len(images) / most)) if len(images) else ()
 
 
-def _is_whole(value: Any, pieces: Sequence[Any], counts: Sequence[int], tolerance: float) -> bool:
+def _run(value: Any, part: nn.Module) -> Any:
+    return part(value)
+
+
+def _is_whole(value: Any, pieces: Sequence[Any], counts: Sequence[int]) -> bool:
     """Whether pieces are of so many images each, and together are the value up to rounding."""
     if not all(isinstance(some, Tensor) and some.is_floating_point() and some.ndim for some in (value, *pieces)):
         return False
@@ -175,6 +186,7 @@ def _is_whole(value: Any, pieces: Sequence[Any], counts: Sequence[int], toleranc
     joined = torch.cat(list(pieces))
     if joined.shape != value.shape or joined.dtype != value.dtype:
         return False
+    tolerance = _ROUNDINGS * torch.finfo(value.dtype).eps
     return bool((joined - value).abs().max() <= tolerance * value.abs().max())
 
 

@@ -139,6 +139,8 @@ class InferenceNetwork:
                     outputs is not None and self._agrees(outputs, example, mask)
                     for outputs, mask in zip(plain, masks, strict=True)
                 )
+                if stands_it:
+                    self._portion(example)
                 self.precision = precision
                 cast = precision is not None and example.is_floating_point()
                 stands_it &= self._outputs(example.to(precision) if cast else example) is not None
@@ -146,18 +148,17 @@ class InferenceNetwork:
             raise_if_out_of_memory(error)
             stands_it = False
         if stands_it:
-            self.precision = None
-            self._portion(example)
             self._fused.cache = cache
         else:
             self._fused = self._plain
 
     def _portion(self, example: Tensor) -> None:
         """Has images go through the parts of the unpruned network in portions, where they stand that."""
+        if len(example) < 2 or example.dtype not in (torch.float32, torch.float64):
+            return  # there would be no telling
         try:
             with torch.no_grad():
-                network = self.prune(np.ones(len(self.network.graph), dtype=bool), [example])
-                network.portion(example, TOLERANCES[next(self.network.shell.parameters()).dtype])
+                self.prune(np.ones(len(self.network.graph), dtype=bool), [example]).portion(example)
         except FORWARD_ERRORS as error:  # a size is written down somewhere
             raise_if_out_of_memory(error)
 

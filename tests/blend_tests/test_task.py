@@ -178,9 +178,19 @@ def made_for_inference(task):
 
 
 class Shifting(nn.Identity):
+    """Writes to what its caller gets of the input."""
+
+    def __init__(self, seen=lambda x: x):
+        super().__init__()
+        self.seen = seen
+
     def forward(self, x):
-        x -= 0.5
+        self.seen(x).sub_(0.5)
         return x
+
+
+def as_workers_have_it(images):
+    return images.to(memory_format=torch.channels_last)
 
 
 class Pair(nn.Identity):
@@ -232,6 +242,11 @@ class Pair(nn.Identity):
             lambda t: replace(t, model=nn.Sequential(Shifting(), t.model)),
             r"must not write to its input, and does on example_input: x = x - 0.5 leaves it",
         ),
+        (
+            lambda t: replace(t, model=nn.Sequential(Shifting(as_workers_have_it), t.model)),
+            "must not write to its input, and does on example_input",
+        ),
+        (lambda t: replace(t, model=nn.Sequential(Shifting(lambda x: x.data), t.model)), "must not write to its input"),
         (lambda t: replace(t, model=Pair()), "model must return one tensor, got tuple on the first held-out batch"),
     ],
 )

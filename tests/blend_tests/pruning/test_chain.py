@@ -1,5 +1,7 @@
 """Candidates that begin where an earlier one has been give the same bits as candidates that begin at the beginning."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -223,16 +225,18 @@ class Narrowing(nn.Module):
 
 
 def narrowing(monkeypatch, middle=lambda x: x):
-    """The network, and three images of its largest maps as a portion."""
+    """The network, of which the head is never sliced, and three images of its largest maps as a portion."""
     monkeypatch.setattr(chain, "_PORTION_BYTES", 3 * 8 * 16 * 16 * 4)
     torch.manual_seed(0)
     model = Narrowing(middle).eval()
-    return model, ChannelGraph.build(model, images(2, 16))
+    return model, ChannelGraph.build(model, images(2, 16), ["convs.3"])
 
 
-def test_images_go_through_in_portions_where_maps_are_large(monkeypatch):
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_images_go_through_in_portions_where_maps_are_large(precision, monkeypatch):
     model, graph = narrowing(monkeypatch)
-    network, keep, inputs = InferenceNetwork(model, graph, images(4, 16)), random_keep(graph, 0), images(8, 16, seed=1)
+    network = InferenceNetwork(model, graph, images(4, 16), precision)
+    keep, inputs = random_keep(graph, 0), images(8, 16, seed=1).to(precision)
     convs = [layer for layer in network.network.shell.modules() if isinstance(layer, Counting)]
     with reproducibly(), torch.no_grad():
         pruned = network.prune(keep)
@@ -240,7 +244,9 @@ def test_images_go_through_in_portions_where_maps_are_large(monkeypatch):
             conv.given.clear()
         made = pruned(inputs)
         assert [conv.given for conv in convs] == [[3, 3, 2], [3, 3, 2], [8], [8]]
-        torch.testing.assert_close(made, network.network.prune(keep)(inputs))
+        expected = InferenceNetwork(model, graph, images(4, 16), fuse=False).prune(keep)(inputs.to(torch.float32))
+        tolerances = {} if precision is None else {"rtol": 0.0, "atol": 0.01}
+        torch.testing.assert_close(made, expected, check_dtype=False, **tolerances)
 
 
 def test_what_is_begun_within_a_portion_gives_the_same_bits(monkeypatch):
@@ -255,15 +261,63 @@ def test_what_is_begun_within_a_portion_gives_the_same_bits(monkeypatch):
     assert cache.hits
 
 
+class Permuted(nn.Module):
+    """Linear layers on maps with the channels last, seen as such."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in ((3, 12), (12, 12), (11, 7)))
+        self.linears, self.head = nn.ModuleList([nn.Linear(12, 20), nn.Linear(20, 11)]), nn.Linear(7, 4)
+
+    def forward(self, x):
+        x = F.relu(self.convs[1](F.relu(self.convs[0](x)))).permute(0, 2, 3, 1)
+        x = F.relu(self.linears[1](F.gelu(self.linears[0](x)))).permute(0, 3, 1, 2)
+        return self.head(F.relu(self.convs[2](x)).mean((2, 3)))
+
+
+def multilayer():
+    widths = (37, 131, 77, 33, 4)
+    layers = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.GELU())]
+    return nn.Sequential(*layers[:-1])
+
+
+def depthwise():
+    convs = [nn.Conv2d(3, 9, 3, padding=1), nn.Conv2d(9, 9, 3, padding=1, groups=9), nn.Conv2d(9, 13, 1)]
+    layers = [layer for conv in convs for layer in (conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU6())]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(13, 4))
+
+
+@pytest.mark.parametrize(("build", "shape"), [(multilayer, (37,)), (depthwise, (3, 9, 9)), (Permuted, (3, 9, 9))])
+def test_odd_sizes_too_as_they_lie_at_addresses_that_kernels_read_otherwise(build, shape, monkeypatch):
+    torch.manual_seed(0)
+    model, example, inputs = build().eval(), torch.randn(16, *shape), torch.randn(29, *shape)
+    if len(shape) == 3:
+        model, example, inputs = (it.to(memory_format=torch.channels_last) for it in (model, example, inputs))
+    graph = ChannelGraph.build(model, example[:2])
+    network, cache = cached(model, graph, example)
+    plain = InferenceNetwork(model, graph, example)
+    assert network._fused.map_bytes
+    for count in (1, 3, 5):
+        monkeypatch.setattr(chain, "_PORTION_BYTES", count * max(network._fused.map_bytes))
+        for keep in masks(graph, 24):
+            with reproducibly(), torch.no_grad():
+                made, alone = network.prune(keep)(inputs, count), plain.prune(keep)(inputs)
+            assert torch.equal(made, alone)
+    assert cache.hits
+
+
 @pytest.mark.parametrize(
     "middle",
     [
         lambda x: x - x.mean(0),  # of each image what the others make of it
+        lambda x: x + 1e-3 * x.mean(0),
         lambda x: x.roll(1, 0),  # in the place of another
+        lambda x: x.unflatten(0, (-1, 2)).flip(1).flatten(0, 1),  # in pairs
+        lambda x: x.squeeze(),  # one image has no batch
     ],
 )
 def test_parts_that_do_not_stand_it_take_all_images_at_once(monkeypatch, middle):
     model, graph = narrowing(monkeypatch, middle)
-    network = InferenceNetwork(model, graph, images(6, 16))
+    network = InferenceNetwork(model, graph, images(8, 16))
     assert len(network._fused.parts) > 1
     assert network._fused.map_bytes == ()
