@@ -9,12 +9,14 @@ from dataclasses import asdict
 
 from torch import Tensor
 
+from blend.checking import check_task
 from blend.config import SearchConfig
+from blend.defaults import DEFAULT_CRITERIA
 from blend.device import check_device, on_cpu, visiting
 from blend.errors import InputError
 from blend.progress import Progress, progress, say
 from blend.pruning import check_slicing, reproducibly
-from blend.task import Splits, Task, check_task, load_task
+from blend.task import Splits, Task, load_task
 from criteria import CRITERIA, ChannelGraph, Criterion, CriterionError, ScoreTable, score
 from criteria.grouping import matching_layers
 from criteria.losses import label_free
@@ -26,7 +28,7 @@ def loaded_task(config: SearchConfig) -> tuple[Task, Splits]:
     """Loads a task and checks it.
 
     Raises:
-        InputError: As `blend.device.check_device`, `blend.task.load_task` and `blend.task.check_task`.
+        InputError: As `blend.device.check_device`, `blend.task.load_task` and `blend.checking.check_task`.
     """
     check_device(config.device)
     task = load_task(config.task, config.options, config.seed)
@@ -111,8 +113,10 @@ def scored_by(
 ) -> ScoreTable:
     """The scores by some criteria, from one sweep; says what the table notes.
 
+    Nobody has named the default criteria, and not every network has something for each of them.
+
     Raises:
-        CriterionError: A criterion does not apply.
+        CriterionError: A criterion that was chosen does not apply.
     """
     batches: Iterable[tuple[Tensor, Tensor]] = splits.calibration.batches(config.batch_size)
     loss, name = on_cpu(task.loss), config.calibration_loss
@@ -120,7 +124,10 @@ def scored_by(
     with reproducibly(), visiting(task.model, config.device) as network, _bars() as on_step:
         if name != "task":
             loss, batches = label_free(name, network, batches)
-        table = score(network, graph, list(batches), loss, criteria, metric=metric, seed=config.seed, on_step=on_step)
+        table = score(
+            network, graph, list(batches), loss, criteria,
+            metric=metric, seed=config.seed, on_step=on_step, strict=config.criteria != DEFAULT_CRITERIA,
+        )  # fmt: skip
     for line in notes_in_words([asdict(note) for note in table.notes], len(table.groups)):
         say(line)
     return table

@@ -5,6 +5,10 @@ class CriterionError(Exception):
     """A criterion, its statistics or its scores cannot be had as asked."""
 
 
+class DoesNotApply(CriterionError):
+    """A criterion can rank no group of a network."""
+
+
 class CriterionValueError(CriterionError, ValueError):
     """An argument has a value that its rule does not allow."""
 

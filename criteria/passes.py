@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from criteria.claims import known_claims
-from criteria.errors import CriterionError, CriterionValueError
+from criteria.errors import CriterionError, CriterionValueError, DoesNotApply
 from criteria.graph import ChannelGraph, ChannelGroup, Member
 from criteria.layers import is_depthwise
 from criteria.registry import CRITERIA, Criterion, Registry
@@ -109,7 +109,8 @@ class PassCriterion(Criterion):
         """Score every group to which the criterion applies.
 
         Raises:
-            CriterionError: it applies to none, or the function returned other groups or shapes.
+            DoesNotApply: it applies to none.
+            CriterionError: the function returned other groups or shapes.
         """
         found = dict(self.function(network, **self.configured))
         sizes = {group.name: group.size for group in network.graph.groups}
@@ -122,7 +123,7 @@ class PassCriterion(Criterion):
                     f"criterion {self.name!r} must return a tensor of shape ({sizes[name]},) for {name!r}, got {shape}"
                 )
         if not found:
-            raise CriterionError(f"{self.reason} (nor does it to any other group)")
+            raise DoesNotApply(f"{self.reason} (nor does it to any other group)")
         return found
 
     @property

@@ -11,7 +11,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from criteria.errors import CriterionError, CriterionValueError
+from criteria.errors import CriterionError, CriterionValueError, DoesNotApply
 from criteria.registry import CRITERIA, Criterion
 from criteria.views import GroupStats
 
@@ -118,6 +118,7 @@ def score_table(
     criteria: Iterable[str | Criterion],
     *,
     combine: Combination = "mean",
+    strict: bool = True,
 ) -> ScoreTable:
     """Score every group by every criterion.
 
@@ -130,12 +131,14 @@ def score_table(
         combine: how several views make one score: ``mean`` (of the views' scores scaled to mean 1 in absolute value,
             times the mean of the views' means, so that the unit survives), ``sum``, ``max`` or ``first``; over the
             views that carry the channel. The scores of a single view stay as they are.
+        strict: whether a criterion that fits no group is refused; if not, it has a note in each of them.
 
     Returns:
         The table.
 
     Raises:
-        CriterionError: a criterion fits no group, or returned scores of another shape.
+        DoesNotApply: a criterion fits no group, and `strict`.
+        CriterionError: a criterion returned scores of another shape.
         CriterionValueError: unknown criterion or combination, or a criterion twice.
     """
     if combine not in get_args(Combination):
@@ -146,8 +149,8 @@ def score_table(
     notes: list[Note] = []
     for criterion in chosen:
         reasons = [_reason_against(criterion, views) for views in stats.values()]
-        if stats and all(reasons):
-            raise CriterionError(f"{reasons[0]} (nor does any other group have it)")
+        if strict and stats and all(reasons):
+            raise DoesNotApply(f"{reasons[0]} (nor does any other group have it)")
         for (group, views), reason in zip(stats.items(), reasons, strict=True):
             values = None if reason else _group_scores(criterion, views, combine)
             if values is not None and not (reason := degeneracy(values)):

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from criteria.errors import CriterionValueError
+from criteria.errors import CriterionValueError, DoesNotApply
 from criteria.graph import ChannelGraph
 from criteria.passes import Network, OnStep, PassCriterion
 from criteria.registry import CRITERIA, Criterion
@@ -26,6 +26,7 @@ def score(
     seed: int = 0,
     combine: Combination = "mean",
     on_step: OnStep | None = None,
+    strict: bool = True,
 ) -> ScoreTable:
     """Score every channel group of a network by every criterion.
 
@@ -44,12 +45,14 @@ def score(
         combine: as in `score_table`, of the views of the statistics.
         on_step: called after every batch or step with what is done (``statistics`` or a criterion's name), the number
             of steps done, and of steps in all (0 if not known).
+        strict: whether a criterion that applies to no group is refused; if not, it has a note in each of them.
 
     Returns:
         The table, with a note for each pair of criterion and group that has no usable scores.
 
     Raises:
-        CriterionError: a criterion applies to no group, or returned something else than scores.
+        DoesNotApply: a criterion applies to no group, and `strict`.
+        CriterionError: a criterion returned something else than scores.
         CriterionValueError: a criterion that is unknown or there twice, a parameter out of range, no batch, a bad loss.
     """
     chosen = [CRITERIA.get(item) if isinstance(item, str) else item for item in criteria]
@@ -58,13 +61,18 @@ def score(
     reading = [criterion for criterion in chosen if not isinstance(criterion, PassCriterion)]
     kept = batches if isinstance(batches, Sequence) or not passing else list(batches)
     report = on_step or _silent
-    table = _statistical(model, graph, kept, loss, reading, seed, combine, report)
+    table = _statistical(model, graph, kept, loss, reading, seed, combine, report, strict)
     for criterion in passing:
         if not isinstance(kept, Sequence) or not kept:
             raise CriterionValueError("batches must hold at least one batch, got none")
         step = partial(report, criterion.name)
         with undisturbed(model, seed):
-            found = criterion.scores(Network(model, graph, kept, loss, metric, seed, step))
+            try:
+                found = criterion.scores(Network(model, graph, kept, loss, metric, seed, step))
+            except DoesNotApply:
+                if strict:
+                    raise
+                found = {}
         table = _extended(table, criterion, found)
     notes = sorted(table.notes, key=lambda note: names.index(note.criterion))
     return ScoreTable(names, table.groups, _scores(table, names), notes)
@@ -83,6 +91,7 @@ def _statistical(
     seed: int,
     combine: Combination,
     report: OnStep,
+    strict: bool,
 ) -> ScoreTable:
     """The table of the criteria that read statistics."""
     needs = frozenset[str]().union(*(criterion.needs for criterion in criteria))
@@ -90,7 +99,7 @@ def _statistical(
     stats = collect(
         model, graph, batches, loss, needs, seed=seed, on_batch=lambda done: report("statistics", done, total)
     )
-    return score_table(stats, criteria, combine=combine)
+    return score_table(stats, criteria, combine=combine, strict=strict)
 
 
 def _extended(table: ScoreTable, criterion: PassCriterion, found: Mapping[str, Tensor]) -> ScoreTable:

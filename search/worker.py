@@ -27,6 +27,7 @@ _ENVIRONMENT |= {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_
 _ENVIRONMENT["GLIBC_TUNABLES"] = f"{os.environ.get('GLIBC_TUNABLES', '')}:glibc.malloc.hugetlb=1".removeprefix(":")
 
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+_NOTHING_LEAKED = "ignore:resource_tracker"
 _LINE = 300  # characters
 _SETTLING = 10  # answers after which a worker has loaded what it caches
 
@@ -80,7 +81,7 @@ class Worker:
             with suppress(BrokenProcessPool):  # it died while idle
                 return self._pool.submit(guarded, function, item)  # type: ignore[no-any-return]
         self.end()
-        with _signals_waiting():
+        with _quiet_trackers(), _signals_waiting():
             try:
                 self._pool = self._new_pool()
             except BrokenPipeError:  # loky's tracker of semaphores was killed as it started
@@ -160,6 +161,23 @@ class _Heap:
 
 
 _heap = _Heap()
+
+
+@contextmanager
+def _quiet_trackers() -> Iterator[None]:
+    """Have trackers of semaphores, which are started with the first process, say nothing of those that they clear up.
+
+    They outlive a driver that was killed, and what they would warn of is all that is left of it.
+    """
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = f"{before},{_NOTHING_LEAKED}" if before else _NOTHING_LEAKED
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 @contextmanager

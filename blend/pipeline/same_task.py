@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from blend.checking import first_judgement
 from blend.errors import InputError
 from blend.problem import Problem
 from blend.runs import Run
-from blend.task import first_judgement
 
 SAME = 1e-3
 """Relative difference of a loss or metric up to which another kind of processor may be the reason."""

@@ -94,3 +94,9 @@ def macs(model, inputs):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(inputs)
     return counter.get_total_flops() // 2 // len(inputs)
+
+
+def labelled(n, seed):
+    """Images of noise, and classes."""
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 3, 8, 8, generator=rng), torch.randint(4, (n,), generator=rng)

@@ -190,6 +190,17 @@ def test_a_wrong_result_is_refused(function, message):
         score(model, net_graph, [images()], F.cross_entropy, [of(function)])
 
 
+def test_a_criterion_that_applies_to_no_group_may_have_a_note_in_each():
+    model, net_graph = conv_net()
+    table = score(model, net_graph, [images()], None, ["l1", of(lambda network: {})], strict=False)
+    assert table.criteria == ("l1", "own")
+    assert [(note.group, note.reason) for note in table.notes] == [
+        (group, "criterion 'own' needs a miracle") for group in ("stem", "conv")
+    ]
+    with pytest.raises(CriterionError, match="must score the graph's groups"):
+        score(model, net_graph, [images()], None, [of(lambda network: {"head": torch.ones(3)})], strict=False)
+
+
 def test_no_batch_and_bad_losses_are_refused():
     model, net_graph = conv_net()
     with pytest.raises(CriterionValueError, match="at least one batch, got none"):

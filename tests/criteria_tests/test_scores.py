@@ -113,6 +113,13 @@ def test_a_criterion_that_fits_nowhere_is_an_error():
         score_table(stats, ["apoz"])
 
 
+def test_a_criterion_that_fits_nowhere_may_have_a_note_in_each_group():
+    stats = {"g": [producer("a", [1.0, 2.0])], "h": [producer("b", [1.0, 2.0])]}
+    table = score_table(stats, ["l1", "bn_scale"], strict=False)
+    assert table.usable("g") == table.usable("h") == ("l1",)
+    assert [(note.criterion, note.group) for note in table.notes] == [("bn_scale", "g"), ("bn_scale", "h")]
+
+
 @pytest.mark.parametrize(
     ("scores", "reason"),
     [

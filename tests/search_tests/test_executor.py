@@ -234,6 +234,7 @@ def test_workers_end_with_the_driver(workers, how, tmp_path):
             assert driver.returncode == 0
         else:
             driver.kill()
+            assert driver.communicate(timeout=20)[1] == ""  # nor do trackers of semaphores say a word
         assert gone(pids)
 
 

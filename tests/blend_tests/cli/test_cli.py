@@ -148,6 +148,16 @@ def test_search_refuses_a_criterion_that_does_not_apply(capsys, runs, tmp_path):
     assert not runs.exists()
 
 
+def test_of_the_default_criteria_those_that_do_not_apply_are_noted(capsys, runs, tmp_path):
+    (tmp_path / "task.py").write_text(re.sub(r"nn.BatchNorm2d\(\d+\)", "nn.Identity()", SOURCE))
+    few = ("--evaluations", "8", "--no-random-search", "--workers", "1")
+    assert run(["search", f"{tmp_path / 'task.py'}:small", *few, "--runs-dir", str(runs), "--name", "it"]) == 0
+    said = capsys.readouterr().err
+    assert "note: bn_scale in all 2 groups; in features.0: criterion 'bn_scale' needs BatchNorm" in said
+    assert "The blend " in said
+    assert "bn_scale" not in json.dumps(json.loads((runs / "it" / "criterion.blend.json").read_text())["groups"])
+
+
 def test_search_refuses_a_taken_name_before_any_work(capsys, finished):
     began = time.monotonic()
     complaint = refused(capsys, "search", "textures", "--runs-dir", finished.folder.parent, "--name", "it")

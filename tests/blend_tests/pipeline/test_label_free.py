@@ -10,13 +10,14 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from blend.blended import BlendedCriterion
+from blend.checking import check_task
 from blend.cli import run
 from blend.config import SearchConfig, search_config
 from blend.errors import InputError
 from blend.pipeline import resume, start
 from blend.problem import prepare
 from blend.runs import EXPORT, SCORES, open_run
-from blend.task import check_task, load_task, materialise
+from blend.task import load_task, materialise
 from criteria import CRITERIA, ScoreTable
 from criteria.losses import LABEL_FREE
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from blend.checking import check_task
 from blend.cli import run
 from blend.errors import InputError
 from blend.identity import weight_hash
 from blend.pruned.buffers import all_tensors, check_unsaved, put_tensors
 from blend.pruned.finetuning import Recipe, finetuned
 from blend.pruned.training_data import training_data
-from blend.task import check_task
 
 from ..task_file import SmallNetwork, small, tunable
 from .test_finetuning import Memory

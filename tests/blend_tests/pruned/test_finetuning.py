@@ -12,13 +12,14 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from blend import recalibrate
+from blend.checking import check_task
 from blend.errors import BlendError, InputError
 from blend.identity import weight_hash
 from blend.pruned.distillation import Teacher
 from blend.pruned.finetuning import Recipe, best_epoch, finetuned
 from blend.pruned.training_data import InMemory
 from blend.pruning import PrunedNetwork
-from blend.task import FineTuning, Split, check_task
+from blend.task import FineTuning, Split
 from criteria.graph import ChannelGraph
 
 from ..task_file import small

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from blend.checking import check_task
 from blend.errors import InputError
-from blend.task import check_task, load_task
+from blend.task import load_task
 
 OPTIONS = {"epochs": "0", "width": "2"}
 

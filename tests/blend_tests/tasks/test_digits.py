@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from blend.checking import check_task
 from blend.errors import InputError
-from blend.task import check_task, load_task
+from blend.task import load_task
 from blend.tasks.digits import digits
 
 UNTRAINED = {"epochs": "0", "width": "2"}

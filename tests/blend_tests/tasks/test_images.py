@@ -3,8 +3,9 @@ import pytest
 import torch
 from PIL import Image
 
+from blend.checking import check_task
 from blend.errors import InputError
-from blend.task import check_task, load_task
+from blend.task import load_task
 
 OPTIONS = {"epochs": "0", "width": "2", "size": "8"}
 

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from blend.checking import check_task
 from blend.errors import InputError
-from blend.task import check_task, load_task
+from blend.task import load_task
 from blend.tasks.textures import CLASSES, SHAPES, SIDE, TEXTURES, draw, textures
 
 SMALL = {"train_images": 80, "heldout_images": 40, "test_images": 41, "epochs": 0, "width": 2}
