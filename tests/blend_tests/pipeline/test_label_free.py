@@ -171,7 +171,7 @@ def test_inputs_that_are_also_heldout_are_found_without_labels(tasks):
 
 def test_outputs_that_the_loss_cannot_take_are_refused():
     task = load_task(TASK)
-    task.model = nn.Sequential(task.model, nn.Flatten(0))
+    task.model = nn.Sequential(task.model, nn.Linear(4, 1), nn.Flatten(0))
     task.loss, task.metric = (lambda o, t: o.mean()), (lambda o, t: torch.ones(len(t)))
     with pytest.raises(InputError, match="calibration loss 'squared_norm' failed on the first calibration batch"):
         check_task(task, "squared_norm")
