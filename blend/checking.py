@@ -142,7 +142,7 @@ def _check_single(model: nn.Module, single: Tensor, outputs: Tensor) -> None:
     except Exception as error:
         got = f"it failed: {described(error)}"
         raise InputError(f"{_SINGLE}, shape {tuple(single.shape)}, and {got}; {_FLATTEN}") from error
-    if not isinstance(alone, Tensor) or alone.shape != (1, *outputs.shape[1:]):
+    if not isinstance(alone, Tensor) or alone.ndim != outputs.ndim or len(alone) != 1:
         got = f"got {_summary(alone)} of it, and {_summary(outputs)} of the batch"
         raise InputError(f"{_SINGLE}, shape {tuple(single.shape)}; {got}; {_FLATTEN}")
 
