@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from typing import Annotated
@@ -11,6 +10,7 @@ import typer
 
 from blend import __version__
 from blend.cli import criteria, prune, runs, search, transfer
+from blend.cli.streams import open_standard_streams
 from blend.errors import BlendError, InputError, Interrupted
 
 DONE, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 3, 130
@@ -48,20 +48,8 @@ for kind in (search, runs, criteria, prune, transfer):
 
 def main() -> None:
     """Entry point of the program: maps errors to one line and an exit code."""
-    _open_standard_streams()
+    open_standard_streams()
     sys.exit(run(sys.argv[1:]))
-
-
-def _open_standard_streams() -> None:
-    """Those that were closed when the program was started: what it opens next, such as a database, would be them.
-
-    What is written to such a stdout is an error; nobody misses what is told on such a stderr.
-    """
-    for name, access, mode in (("stdin", os.O_RDONLY, "r"), ("stdout", os.O_RDONLY, "w"), ("stderr", os.O_WRONLY, "w")):
-        if getattr(sys, name) is None:
-            descriptor = os.open(os.devnull, access)
-            os.set_inheritable(descriptor, True)  # workers want to have them, too
-            setattr(sys, name, os.fdopen(descriptor, mode))
 
 
 def run(arguments: list[str]) -> int:

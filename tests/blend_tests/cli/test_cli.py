@@ -13,10 +13,9 @@ import pytest
 
 from blend.cli import run
 from blend.config import search_config
-from blend.pipeline import start
 from blend.runs import Run
+from tests.blend_tests.cli.conftest import TASK_FILE
 
-TASK_FILE = Path(__file__).parents[1] / "task_file.py"
 SOURCE = TASK_FILE.read_text()
 RETURN = SOURCE[SOURCE.rindex("    return Task") :]
 
@@ -24,13 +23,6 @@ RETURN = SOURCE[SOURCE.rindex("    return Task") :]
 @pytest.fixture
 def runs(tmp_path):
     return tmp_path / "runs"
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("finished")
-    config = search_config(task=f"{TASK_FILE}:small", evaluations=8, population=8, random_search=False)
-    return start(config, folder / "it")
 
 
 def refused(capsys, *arguments):
@@ -334,21 +326,3 @@ def test_ctrl_c_is_told_where_there_is_nothing_to_go_on_with(monkeypatch, capsys
     monkeypatch.setattr("blend.transfer.trial.transfer", interrupted)
     assert run([*command, f"{TASK_FILE}:small"]) == 130
     assert capsys.readouterr().err.strip().splitlines()[-1] == "interrupted"
-
-
-@pytest.mark.parametrize(("closed", "code"), [("2>&-", 0), (">&-", 3), ("<&- 2>&-", 0), (">/dev/full", 3)])
-def test_standard_streams_that_are_closed_or_full(finished, closed, code):
-    shown = f'"{sys.executable}" -m blend show "{finished.folder}" --json {closed}'
-    told = subprocess.run(["sh", "-c", shown], capture_output=True, text=True)
-    assert told.returncode == code
-    if code:
-        assert "error: stdout does not take the result: " in told.stderr
-    else:
-        assert json.loads(told.stdout)["id"] == "it"
-
-
-def test_a_search_needs_no_standard_streams(runs):
-    few = "--evaluations 4 --population 4 --criteria l1 --no-random-search --name it"
-    search = f'"{sys.executable}" -m blend search "{TASK_FILE}:small" {few} --runs-dir "{runs}" <&- >&- 2>&-'
-    assert subprocess.run(["sh", "-c", search]).returncode == 0
-    assert Run(runs / "it").status == "finished"
