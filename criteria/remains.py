@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 from torch import nn
 
-from criteria.graph import Axis, ChannelGraph, ChannelGroup, Indices, Keep, Member
+from criteria.graph import Axis, ChannelGraph, ChannelGroup, Indices, Keep
 
 
 def remaining_graph(graph: ChannelGraph, keep: Keep, network: nn.Module) -> ChannelGraph:
@@ -27,7 +28,8 @@ def remaining_graph(graph: ChannelGraph, keep: Keep, network: nn.Module) -> Chan
     for group, part in graph.split(keep):
         if not part.any():
             raise ValueError(f"keep must leave a channel of every group, got none of '{group.name}'")
-    groups = tuple(_group(group, part) for group, part in graph.split(keep))
+    left = _left(graph, keep)
+    groups = tuple(_group(group, part, left) for group, part in graph.split(keep))
     axes = [replace(axis, owner=_kept(axis.owner, keep)) for axis in graph.axes]
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     outputs = {axis.tensor: axis.owner for axis in axes if not axis.consumes}
@@ -38,19 +40,32 @@ def remaining_graph(graph: ChannelGraph, keep: Keep, network: nn.Module) -> Chan
     return replace(graph, groups=groups, axes=tuple(axes), shapes=shapes, parameters=parameters)
 
 
-def _group(group: ChannelGroup, keep: Keep) -> ChannelGroup:
+def _left(graph: ChannelGraph, keep: Keep) -> dict[tuple[str, bool], Keep]:
+    """The positions that stay of each layer's inputs (True) and outputs: where groups are concatenated, those of all."""
+    left: dict[tuple[str, bool], Keep] = {}
+    for group, part in graph.split(keep):
+        for consumes, members in ((False, group.producers), (True, group.consumers)):
+            for member in members:
+                side = (member.layer, consumes)
+                left[side] = left.get(side, True) & np.append(part, True)[member.channels]
+    return left
+
+
+def _group(group: ChannelGroup, keep: Keep, left: Mapping[tuple[str, bool], Keep]) -> ChannelGroup:
+    numbers = _numbers(keep)
     producers, consumers = (
-        tuple(_member(member, keep) for member in members) for members in (group.producers, group.consumers)
+        tuple(replace(m, channels=numbers[m.channels[left[m.layer, consumes]]]) for m in members)
+        for consumes, members in ((False, group.producers), (True, group.consumers))
     )
     return ChannelGroup(group.name, int(keep.sum()), producers, consumers)
 
 
-def _member(member: Member, keep: Keep) -> Member:
-    return replace(member, channels=_kept(member.channels, keep))
-
-
 def _kept(owner: Indices, keep: Keep) -> Indices:
     """Whose positions are left, by the new numbers of the channels; -1 stays -1."""
-    numbers = np.append(np.cumsum(keep) - 1, -1)
-    left: Indices = numbers[owner[np.append(keep, True)[owner]]]
+    left: Indices = _numbers(keep)[owner[np.append(keep, True)[owner]]]
     return left
+
+
+def _numbers(keep: Keep) -> Indices:
+    """The new number of each channel that stays, and last that of none."""
+    return np.append(np.cumsum(keep) - 1, -1)

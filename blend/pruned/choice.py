@@ -213,10 +213,11 @@ def _config(request: Request, allocation: str, file: BlendedCriterion | None = N
     own: dict[str, Any] = {"criteria": (request.criterion,), "ignore": request.ignore}
     if file is not None:
         own = {key: getattr(file, key) for key in ("reduction", "cost", "floor", "calibration_loss")}
-    given = {key: getattr(request, key) for key in ("reduction", "cost", "floor", "calibration_loss")}
+    asked = {key: getattr(request, key) for key in ("reduction", "cost", "floor", "calibration_loss")}
+    given = {key: value for key, value in asked.items() if value is not None}
+    values = {**own, **given}
     if request.cost == LatencyModel.kind:
-        own["cost"] = given["cost"] = None  # a search's configuration knows no costs that have to be measured
-    values = {key: value for key, value in {**own, **given}.items() if value is not None}
+        del values["cost"]  # a search's configuration knows no costs that have to be measured
     return search_config(
         task=request.task, options=dict(request.options), seed=request.seed, batch_size=request.batch_size,
         recalibration_images=request.recalibration_images, allocation=request.allocation or allocation,

@@ -39,6 +39,39 @@ def test_it_is_what_tracing_finds(name):
     same(remaining_graph(graph, keep, smaller), ChannelGraph.build(smaller, inputs))
 
 
+class Concatenated(nn.Module):
+    """What a U-Net, a DenseNet and a gate do: layers that read several groups, the input itself, or a half of one."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 6, 3, padding=1)
+        self.gated = nn.Conv2d(17, 12, 3, padding=1)
+        self.up = nn.ConvTranspose2d(6, 5, 2, stride=2)
+        self.grouped = nn.Conv2d(18, 18, 3, padding=1, groups=18)
+        self.norm = nn.BatchNorm2d(18)
+        self.last = nn.Conv2d(18, 4, 1)
+        self.head = nn.Linear(4 * 64 + 6, 5)
+
+    def forward(self, x):
+        a, b = self.a(x).relu(), self.b(x).relu()
+        gate, value = self.gated(torch.cat([a, x, b], 1)).chunk(2, 1)
+        gated = gate.sigmoid() * value
+        up = self.up(nn.functional.avg_pool2d(gated, 2))
+        maps = self.last(self.norm(self.grouped(torch.cat([b, up[:, :, : b.shape[2]], x[:, :1], gated], 1))).relu())
+        return self.head(torch.cat([maps.flatten(1), gated.mean((2, 3))], 1))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_it_is_what_tracing_finds_where_groups_are_concatenated(seed):
+    network, inputs = Concatenated().eval(), torch.randn(2, 3, 8, 8)
+    graph, keep, smaller = pruned(network, inputs, seed)
+    once = remaining_graph(graph, keep, smaller)
+    same(once, ChannelGraph.build(smaller, inputs))
+    most = np.concatenate([np.arange(group.size) > 0 for group in once.groups])
+    smallest = PrunedNetwork(smaller, once).extract(most)
+    same(remaining_graph(once, most, smallest), ChannelGraph.build(smallest, inputs))
+
+
 class Various(nn.Module):
     """Grouped and transposed convolutions, a GroupNorm, and a flattened map."""
 

@@ -1,6 +1,7 @@
 """``blend prune``, from the command line to the network in another process; and all that it refuses."""
 
 import copy
+import dataclasses
 import errno
 import json
 import shutil
@@ -18,6 +19,7 @@ from blend.compensation.correction import GRADES
 from blend.config import search_config
 from blend.errors import InputError
 from blend.pipeline import start
+from blend.pruned.choice import Request, choose
 from blend.pruned.saved import RECORD, WEIGHTS, PruningRecord
 from blend.task import load_task
 
@@ -113,6 +115,22 @@ def test_criterion_file_keeps_what_the_search_measured(capsys, tmp_path, criteri
     for name, tensor in load_pruned(out, SmallNetwork).state_dict().items():
         if "running" not in name:
             torch.testing.assert_close(tensor, smaller.state_dict()[name], rtol=0, atol=0)
+
+
+def test_a_file_brings_its_own_cost_reduction_and_floor(capsys, tmp_path):
+    own = {"reduction": "0.3", "cost": "params", "floor": 0.3, "calibration_loss": "squared_norm"}
+    config = search_config(task=TASK, evaluations=4, population=4, random_search=False, criteria=("l1", "l2"), **own)
+    file = start(config, tmp_path / "it").folder / "criterion.blend.json"
+    told = prune(capsys, file, TASK, "--out", tmp_path / "smaller", "--json")
+    assert {key: told["pruning"][key] for key in ("reduction", "cost")} == {"reduction": 0.3, "cost": "params"}
+    best = BlendedCriterion.load(file).metrics["best"]
+    assert told["pruning"]["achieved"] == pytest.approx(best["reduction"])
+    assert told["stages"][1]["heldout_metric"] == pytest.approx(best["heldout_metric"])
+    request = Request(criterion=str(file), task=TASK, options={})
+    config = choose(request).config
+    assert (config.floor, config.calibration_loss) == (0.3, "squared_norm")
+    other = choose(dataclasses.replace(request, reduction="0.4", cost="macs", floor=0.2, calibration_loss="task"))
+    assert (other.config.reduction, other.config.cost, other.config.floor) == (0.4, "macs", 0.2)
 
 
 def test_a_file_may_have_any_name(capsys, tmp_path, criterion):
