@@ -17,6 +17,7 @@ from blend.progress import progress, say
 from blend.runs import CONTROL, FINAL, POLISH, SEARCH
 from blend.task import accuracy
 from search.archive import Archive, Evaluation
+from search.errors import SearchError
 from search.executor import Executor, Failure
 
 COLLAPSE = 0.25  # below this share of the way from chance to the unpruned metric, the loss misleads
@@ -88,17 +89,33 @@ def winner(archive: Archive, reduction: float) -> Evaluation:
     return unpolished if polished is None or polished.fitness <= unpolished.fitness else polished
 
 
-def check_baselines(archive: Archive) -> None:
+def check_baselines(evaluations: Sequence[Evaluation], *, complete: bool) -> None:
     """Goes on without those that failed, unless it is the unpruned network or all of them.
 
+    Args:
+        evaluations: Of the unpruned network and the baselines, in this order.
+        complete: Whether these are all. If not, only such count as failed of which nothing came back, as after an
+            accident, and not those that are not a number.
+
     Raises:
-        BlendError: If it is.
+        SearchError: If it is.
     """
-    unpruned, *rest = archive.history("baseline")
+    unpruned, *rest = evaluations
     if unpruned.error is not None:
-        raise BlendError(f"the unpruned network could not be judged: {unpruned.error}")
-    if all(evaluation.error is not None for evaluation in rest):
-        raise BlendError(f"none of the {len(rest)} baselines could be judged; the first: {rest[0].error}")
+        raise SearchError(f"the unpruned network could not be judged: {unpruned.error}")
+    if rest and all(e.error is not None and (complete or not e.details) for e in rest):
+        raise SearchError(f"none of the {len(rest)} baselines could be judged; the first: {rest[0].error}")
+
+
+def check_finalists(evaluations: Sequence[Evaluation]) -> None:
+    """A search must not lose its best to an accident.
+
+    Raises:
+        SearchError: Nothing came back of one that was judged now.
+    """
+    for evaluation in evaluations:
+        if evaluation.error is not None and not (evaluation.cached or evaluation.details):
+            raise SearchError(f"one of the best could not be judged in full precision: {evaluation.error}")
 
 
 def warn_of_collapse(problem: Problem, archive: Archive) -> None:

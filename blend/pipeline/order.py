@@ -27,6 +27,7 @@ from blend.pipeline.contenders import (
     Examples,
     best_of,
     check_baselines,
+    check_finalists,
     contenders,
     reaching,
     tested,
@@ -171,10 +172,8 @@ class _Execution:
             except KeyboardInterrupt:
                 raise interruption.at_once() from None
             except SearchError as error:
-                elsewhere = "" if self.config.executor == "local" else f"; go on with: {resume_command(self.run)}"
-                failed = BlendError(f"{error}{elsewhere}")
-                self._record(failed, interruption)
-                raise failed from error
+                self._record(BlendError(str(error)), interruption)
+                raise BlendError(f"{error}; go on with: {resume_command(self.run)}") from error
             except BlendError as error:
                 self._record(error, interruption)
                 raise
@@ -204,10 +203,12 @@ class _Execution:
                 interruption.check()
                 some = [pack(mask) for mask in masks[done : done + HANDFUL * max(1, executor.workers)]]
                 evaluations = evaluate_all(self.evaluate, self.archive, executor, some, phase="baseline")
+                # Before they are kept: an accident ends this process, and not the run for good.
+                check_baselines([*self.archive.history("baseline"), *evaluations], complete=False)
                 self._keep(evaluations)
                 done += len(some)
                 bar.advance(len(some))
-        check_baselines(self.archive)
+        check_baselines(self.archive.history("baseline"), complete=True)
         warn_of_collapse(self.problem, self.archive)
 
     def _keep(self, evaluations: Sequence[Evaluation]) -> None:
@@ -263,11 +264,11 @@ class _Execution:
         genomes = {in_full_precision(e.phenotype, len(self.problem.graph)): e.genome for e in best}
         for phenotype, genome in self._best_seeds().items() if phase == SEARCH else ():
             genomes.setdefault(phenotype, genome)
-        self._keep(
-            evaluate_all(
-                self.evaluate, self.archive, executor, list(genomes), phase=FINAL[phase], genomes=list(genomes.values())
-            )
+        judged = evaluate_all(
+            self.evaluate, self.archive, executor, list(genomes), phase=FINAL[phase], genomes=list(genomes.values())
         )
+        check_finalists(judged)
+        self._keep(judged)
 
     def _best_seeds(self) -> dict[bytes, Sequence[float] | None]:
         """The fittest baseline that is a genome, at each reduction that is compared; by phenotype in full precision."""

@@ -224,7 +224,7 @@ def _progress_in_words(about: dict[str, Any]) -> str:
     so_far = "" if best["heldout_metric"] is None else f"; best held-out metric so far {best['heldout_metric']:.4f}"
     reason = f": {about['error']}" if about["error"] else ""
     return (
-        f"{about['id']} is {about['status']}{reason}. Generation {about['generation']} of {about['generations']}, "
+        f"{about['id']} is {about['status']}{reason}\nGeneration {about['generation']} of {about['generations']}, "
         f"{counted(about['evaluations'], 'evaluation')}{so_far}"
     )
 

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from blend.runs.course import course
 from blend.runs.signals import Interruption
 from criteria import ScoreTable
 from search import WORST_FITNESS
+from search.loop import evaluate_all
 from tests.search_tests.toy import Inline
 
 TASK = f"{Path(__file__).parents[1] / 'task_file.py'}:small"
@@ -441,6 +444,46 @@ def sick(victim: str, fault: str):
             start(sick("nan-all"), tmp_path / "run")
         run = Run(tmp_path / "run")
         assert (run.status, "none of the" in run.get("error")) == ("failed", True)
+
+
+@pytest.mark.usefixtures("in_process")
+class TestWhatGoesWrongForAMoment:
+    """Every candidate of a phase, as where memory is short or a time limit too small: it may not outlive the moment."""
+
+    @pytest.fixture
+    def failing(self, monkeypatch):
+        def failing(phase, whom=slice(None)):
+            def fails(evaluate, archive, executor, phenotypes, **about):
+                found = evaluate_all(evaluate, archive, executor, phenotypes, **about)
+                if about["phase"] == phase:
+                    lost = {"fitness": WORST_FITNESS, "details": {}, "error": "no answer within 1 s", "cached": False}
+                    found[whom] = [replace(evaluation, **lost) for evaluation in found[whom]]
+                return found
+
+            monkeypatch.setattr("blend.pipeline.order.evaluate_all", fails)
+
+        return failing
+
+    @pytest.mark.parametrize(
+        ("phase", "whom", "told"),
+        [
+            ("baseline", slice(None), "the unpruned network could not be judged: no answer within 1 s"),
+            ("baseline", slice(1, None), r"none of the \d+ baselines could be judged; the first: no answer within 1 s"),
+            ("search-final", slice(None), "one of the best could not be judged in full precision: no answer within"),
+            ("search-final", slice(1), "one of the best could not be judged in full precision: no answer within"),
+        ],
+    )
+    def test_ends_the_process_and_not_the_run(self, tmp_path, monkeypatch, failing, phase, whom, told):
+        asked = config(**{**FEW, "precision": "bf16"})
+        whole = start(asked, tmp_path / "whole")
+        failing(phase, whom)
+        with pytest.raises(BlendError, match=f"{told}.*; go on with: blend resume"):
+            start(asked, tmp_path / "run")
+        cut = Run(tmp_path / "run")
+        assert (cut.status, re.match(told, cut.get("error")) is None) == ("failed", False)
+        assert not [e for e in cut.evaluations() if e.phase == phase]
+        monkeypatch.setattr("blend.pipeline.order.evaluate_all", evaluate_all)
+        assert_same(resume(cut), whole)
 
 
 class TestWithoutASingleCriterionToCompareWith:
