@@ -41,7 +41,7 @@ def remaining_graph(graph: ChannelGraph, keep: Keep, network: nn.Module) -> Chan
 
 
 def _left(graph: ChannelGraph, keep: Keep) -> dict[tuple[str, bool], Keep]:
-    """The positions that stay of each layer's inputs (True) and outputs: of groups that are concatenated, those of all."""
+    """Positions that stay of each layer's inputs (True) and outputs; where groups are concatenated, those of all."""
     left: dict[tuple[str, bool], Keep] = {}
     for group, part in graph.split(keep):
         for consumes, members in ((False, group.producers), (True, group.consumers)):

@@ -79,9 +79,14 @@ def _unpack(task: str, token: str, files: dict[str, bytes]) -> Workspace:
     if token not in _unpacked:
         while _unpacked:
             shutil.rmtree(_unpacked.popitem()[1], ignore_errors=True)
-        _unpacked[token] = folder = _new_folder()
-        for name, content in files.items():
-            (Path(folder) / name).write_bytes(content)
+        folder = _new_folder()
+        try:
+            for name, content in files.items():
+                (Path(folder) / name).write_bytes(content)
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        _unpacked[token] = folder
     return Workspace(_unpacked[token], task, token)
 
 

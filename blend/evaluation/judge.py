@@ -19,7 +19,7 @@ from blend.compensation.correction import Compensation, absorbed_means
 from blend.config import SearchConfig
 from blend.defaults import CPU
 from blend.device import own_device, placed
-from blend.evaluation.racing import estimate, is_hopeless, weighted_mean
+from blend.evaluation.racing import CHUNK, LOOK, estimate, is_hopeless, weighted_mean
 from blend.pruning import reproducibly
 from blend.pruning.chain import portions
 from blend.pruning.inference import InferenceNetwork
@@ -32,7 +32,6 @@ T = TypeVar("T")
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 _HALF = b"\x01"
-_CHUNK = 16  # examples whose mean counts as one observation when candidates are compared
 EXAMPLES = 32
 """Calibration inputs on which it is tried whether a network can be folded."""
 JOINED = 4
@@ -145,7 +144,7 @@ class Judge:
         metric = float(values.mean())
         cost = self.cost(keep)
         answer = {
-            "fitness": -loss if self.settings.fitness == "loss" else metric,
+            "fitness": 0.0 - loss if self.settings.fitness == "loss" else metric,
             "loss": loss,
             "metric": metric,
             "cost": cost,
@@ -177,13 +176,18 @@ class Judge:
             corrected = self.compensation(keep).tensors
             images = () if keep.all() else self.recalibration
             network = self.network.prune(keep, images, corrected, fuse=fuse)
+            looked = seen = 0
             for outputs, targets in self._outputs(network, split, racing=bool(rival)):
-                for part, truth in zip(torch.split(outputs, _CHUNK), torch.split(targets, _CHUNK), strict=True):
+                for part, truth in zip(torch.split(outputs, CHUNK), torch.split(targets, CHUNK), strict=True):
                     losses.append(float(self.loss(part, truth)))
                     values.append(self.metric(part, truth).double().numpy())
-                chunks = [-x for x in losses] if self.settings.fitness == "loss" else [float(v.mean()) for v in values]
-                if rival and is_hopeless(chunks, rival, sizes):
-                    break
+                by_loss = self.settings.fitness == "loss"
+                chunks = [0.0 - x for x in losses] if by_loss else [float(v.mean()) for v in values]
+                seen += len(targets)
+                if rival and seen - looked >= LOOK:
+                    looked = seen
+                    if is_hopeless(chunks, rival, sizes):
+                        break
         return weighted_mean(losses, sizes[: len(losses)]), np.concatenate(values), chunks
 
     def _outputs(self, network: nn.Module, split: Split, *, racing: bool) -> Iterator[tuple[Tensor, Tensor]]:
@@ -210,7 +214,7 @@ class Judge:
         """Examples in each chunk of a split: batches are cut into chunks."""
         size = self.settings.batch_size
         batches = (min(size, len(split) - start) for start in range(0, len(split), size))
-        return [min(_CHUNK, batch - start) for batch in batches for start in range(0, batch, _CHUNK)]
+        return [min(CHUNK, batch - start) for batch in batches for start in range(0, batch, CHUNK)]
 
     def _ready(self, inputs: Tensor) -> Tensor:
         """Inputs as the network takes them: device, layout, precision; whole numbers (tokens) stay as they are."""

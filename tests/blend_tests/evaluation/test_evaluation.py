@@ -164,6 +164,16 @@ def test_judging_ends_early_if_a_candidate_falls_short_of_its_rival(fitness):
     assert "share" not in to_the_end
 
 
+@pytest.mark.parametrize(("batch_size", "looks"), [(8, 3), (64, 3), (96, 2), (512, 1)])
+def test_looks_are_64_examples_apart_however_small_batches_are(monkeypatch, batch_size, looks):
+    model, graph = graph_of("resnet20")
+    seen = []
+    monkeypatch.setattr("blend.evaluation.judge.is_hopeless", lambda chunks, *_: seen.append(len(chunks)))
+    judge, heldout, keep = judge_of(model, graph, batch_size=batch_size), split(192), random_keep(graph, 1)
+    judge.judge(keep, heldout, judge.judge(keep, heldout)["chunks"])
+    assert len(seen) == looks
+
+
 def test_a_candidate_that_does_not_fall_short_is_judged_as_if_there_were_no_rival():
     model, graph = graph_of("resnet20")
     judge, heldout, keep = judge_of(model, graph), split(100), random_keep(graph, 1)

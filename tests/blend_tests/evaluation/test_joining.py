@@ -62,7 +62,7 @@ def test_fewer_are_joined_at_first_when_racing(ours, monkeypatch):
     assert judged.judge(keep, split, [chunk - 1 for chunk in chunks])["chunks"] == pytest.approx(chunks)
     assert sizes == [64, 64, 64, 18]
     sizes.clear()
-    assert judged.judge(keep, split, [chunk + 1 for chunk in chunks])["share"] == 96 / 210
+    assert judged.judge(keep, split, [chunk + 1 for chunk in chunks])["share"] == 128 / 210
     assert sizes == [64, 64]
 
 

@@ -74,3 +74,24 @@ def test_all_data_seen_leave_nothing_to_give_up():
 def test_a_value_that_is_not_a_number_is_not_hopeless_but_an_error_to_come():
     rival = np.zeros(len(SIZES))
     assert not is_hopeless(rival[:10] * float("nan"), rival, SIZES)
+
+
+@pytest.mark.parametrize("seen", [70, 95, 96, 111, 112, 200, 320])
+def test_single_examples_count_as_the_chunks_they_make(seen):
+    random = np.random.default_rng(seen)
+    candidate, rival = random.exponential(1.0, (2, 320)) - [[1.2], [1.0]]
+    chunks = [values[: seen // 16 * 16].reshape(-1, 16).mean(1) for values in (candidate, rival)]
+    expected = seen < 320 and is_hopeless(chunks[0], np.append(chunks[1], 0.0), [16] * 20)
+    assert is_hopeless(candidate[:seen], rival, [1] * 320) == expected
+
+
+def test_the_rule_holds_for_what_is_far_from_normal():
+    """Losses of single examples: most near zero, few large; of candidates as good as their rival few are lost."""
+    wrong = better = 0
+    for seed in range(1000):
+        random = np.random.default_rng(seed)
+        candidate, rival = -(random.exponential(1.0, (2, 512)) ** 3)
+        if candidate.mean() > rival.mean():
+            better += 1
+            wrong += any(is_hopeless(candidate[:n], rival, [1] * 512) for n in range(64, 512, 64))
+    assert wrong / better < 7 * RISK
