@@ -1,5 +1,6 @@
 """Evaluations on the workers of a dask cluster, which may join, leave and die meanwhile."""
 
+import asyncio
 import os
 import threading
 import time
@@ -19,6 +20,7 @@ from search.patience import Trouble
 from search.worker import failure
 
 CONNECT = 10.0  # seconds that a scheduler has to answer
+RULE = "address must be that of a running dask scheduler"
 KILLED = "KilledWorker: every worker that it was given to died"
 _ONE_AT_A_TIME = threading.Lock()  # functions may cache what is not safe for threads
 
@@ -48,15 +50,23 @@ class DaskExecutor(ClusterExecutor):
             raise SearchError("executor dask needs the package distributed: pip install distributed") from error
         self.address = address
         try:
-            self._distributed.comm.get_address_host_port(address)  # a client that refuses it would not go for a while
+            self._distributed.comm.get_address_host_port(address)
+            asyncio.run(asyncio.wait_for(self._greet(address), CONNECT))  # a client that fails stays for a while
             self._client: Any = self._distributed.Client(address, timeout=CONNECT, set_as_default=False)
-        except (OSError, ValueError) as error:
-            rule, reason = "address must be that of a running dask scheduler", str(error).partition("\n")[0]
-            raise SearchValueError(f"{rule}, got {address!r}: {reason}") from error
+        except TimeoutError as error:
+            raise SearchValueError(f"{RULE}, got {address!r}: no answer within {CONNECT:g} s") from error
+        except (OSError, TypeError, ValueError) as error:
+            raise SearchValueError(f"{RULE}, got {address!r}: {str(error).partition(chr(10))[0]}") from error
         self._sent: dict[str, Any] = {}
         self._places: dict[str, str] = {}
         self._topic = f"blend-{uuid4()}"
         self._client.subscribe_topic(self._topic, lambda event: self._places.update([event[1]]))
+
+    async def _greet(self, address: str) -> None:
+        """Have what listens there say what it is; a client would wait for ever for what says nothing."""
+        security = self._distributed.Security().get_connection_args("client")
+        greeting = await self._distributed.comm.connect(address, timeout=CONNECT, **security)
+        await greeting.close()
 
     @property
     def workers(self) -> int:
@@ -76,6 +86,15 @@ class DaskExecutor(ClusterExecutor):
             self._sent = cargo = {key: self._share(key, thing) for key, thing in sent.cargo.items()}
         except TimeoutError:  # there is nobody to share it with
             return None
+        except OSError:  # the connection has just been lost
+            self._check_connected()
+            return None
+        except Exception as error:
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            raise SearchError(
+                f"each worker of the dask cluster at {self.address} must have this package installed, but one cannot "
+                f"take what it is sent: {reason}"
+            ) from error
         key = f"blend-{uuid4()}"
         return self._client.submit(_run, self._topic, key, sent.pickled, cargo, item, key=key)
 

@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 CONNECT = 10.0  # seconds that a head has to answer; when it has been gone for 60, ray ends this process
 RETRIES = 2  # times that ray runs an item anew whose worker died
+_SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # the frame that either side of HTTP/2 begins with: three bytes of length, its type
 KILLED = "WorkerCrashedError: every worker that it was given to died"
 
 
@@ -69,7 +70,7 @@ class RayExecutor(ClusterExecutor):
     def _open(self) -> None:
         rule = "address must be that of a running ray head, like host:6379, whose cluster has this machine as a node"
         try:
-            _knock(self.address)
+            _greet(self.address)
             self._ray.init(self.address, log_to_driver=False, logging_level="ERROR")
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
@@ -190,6 +191,16 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=CONNECT).close()
     except ValueError:
         raise OSError("it has no port") from None
+
+
+def _greet(address: str) -> None:
+    """Raise an OSError unless what listens there speaks HTTP/2, as a head does: ray waits for minutes for others."""
+    host, _, port = address.rpartition(":")
+    _knock(address)
+    with socket.create_connection((host, int(port)), timeout=CONNECT) as connection:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS)
+        if connection.recv(len(_SETTINGS))[3:4] != _SETTINGS[3:4]:
+            raise OSError("what answers there is no ray head")
 
 
 @contextmanager

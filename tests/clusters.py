@@ -1,5 +1,6 @@
 """Real dask and ray clusters of processes on the loopback, for tests."""
 
+import http.server
 import os
 import re
 import shutil
@@ -49,6 +50,18 @@ def dask_scheduler(allowed_failures: int = 3) -> Iterator[tuple[str, subprocess.
         _end(process)
 
 
+@contextmanager
+def other_servers() -> Iterator[list[str]]:
+    """Addresses on which something else listens: a web server, and what never says anything."""
+    with (
+        http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as web,
+        socket.create_server(("127.0.0.1", 0)) as mute,
+    ):
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        yield [f"127.0.0.1:{port}" for port in (web.server_port, mute.getsockname()[1])]
+        web.shutdown()
+
+
 class DaskWorkers:
     """Starts workers, and ends them all."""
 
@@ -56,10 +69,11 @@ class DaskWorkers:
         self.address, self.scratch = address, scratch
         self.processes: list[subprocess.Popen[str]] = []
 
-    def start(self, nanny: bool = True) -> subprocess.Popen[str]:
+    def start(self, nanny: bool = True, **environment: str) -> subprocess.Popen[str]:
         """One more; with a nanny it is started anew when it dies."""
         options = ["--nthreads", "1", "--no-dashboard", "--local-directory", str(self.scratch)]
-        process = _launch("distributed.cli.dask_worker", self.address, *options, "--nanny" if nanny else "--no-nanny")
+        options += ["--nanny" if nanny else "--no-nanny"]
+        process = _launch("distributed.cli.dask_worker", self.address, *options, **environment)
         threading.Thread(target=process.stderr.read, daemon=True).start()
         self.processes.append(process)
         return process

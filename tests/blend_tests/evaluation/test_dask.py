@@ -12,11 +12,21 @@ from blend.errors import InputError, Interrupted
 from blend.pipeline import resume, start
 from blend.runs import EXPORT, Run
 from blend.runs.signals import Interruption
-from tests.clusters import DaskWorkers, dask_scheduler
+from tests.clusters import DaskWorkers, dask_scheduler, other_servers
 
-from ..pipeline.test_pipeline import config, history
+from ..pipeline.test_pipeline import TASK, config, history
 
 FEW = {"evaluations": 48, "random_search": False}
+WITHOUT = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("blend", "search", "criteria"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +73,31 @@ def test_an_address_is_needed_and_must_answer_before_any_work(tmp_path, capsys, 
     with pytest.raises(InputError, match="must be used with executor dask or ray, got 'tcp://here:1' with 'local'"):
         config(address="tcp://here:1")
     monkeypatch.setattr("search.dask_executor.CONNECT", 1.0)
-    asked = ["search", "no_such_module:task", "--executor", "dask", "--address", "tcp://127.0.0.1:1"]
-    assert main([*asked, "--runs-dir", str(tmp_path / "runs")]) == 2
-    complaint = capsys.readouterr().err.splitlines()[-1]  # nothing has looked at the task, which there is not
-    assert complaint.startswith("error: --address must be that of a running dask scheduler, got 'tcp://127.0.0.1:1'")
+    with other_servers() as others:
+        for address in ("tcp://127.0.0.1:1", "tls://127.0.0.1:1", *(f"tcp://{other}" for other in others)):
+            asked = ["search", "no_such_module:task", "--executor", "dask", "--address", address]
+            assert main([*asked, "--runs-dir", str(tmp_path / "runs")]) == 2
+            complaint = capsys.readouterr().err.splitlines()[-1]  # nothing has looked at the task, which there is not
+            rule = f"error: --address must be that of a running dask scheduler, got '{address}': "
+            assert complaint.removeprefix(rule) not in ("", complaint)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_worker_without_the_package_is_told_of(scheduler, tmp_path, capsys):
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT)
+    workers = DaskWorkers(scheduler, tmp_path)
+    try:
+        workers.start(nanny=False, PYTHONPATH=str(tmp_path))
+        few = ["--evaluations", "8", "--population", "4", "--criteria", "l1", "--no-random-search", "--name", "it"]
+        there = ["--executor", "dask", "--address", scheduler, "--runs-dir", str(tmp_path / "runs")]
+        assert main(["search", TASK, *few, *there]) == 3
+    finally:
+        workers.end()
+    told = capsys.readouterr().err
+    assert "Traceback" not in told
+    assert "must have this package installed, but one cannot take what it is sent: " in told.splitlines()[-1]
+    assert "No module named 'search'" in told.splitlines()[-1]
+    assert Run(tmp_path / "runs" / "it").status == "failed"
 
 
 def test_a_run_goes_on_elsewhere(scheduler, workers, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """What workers on other machines unpack, and what is left of it."""
 
+import errno
 import os
 import pickle
 import subprocess
@@ -33,6 +34,20 @@ def test_a_workspace_arrives_with_its_files_once(workspace, tmp_path):
     assert (arrived.task, arrived.token) == ("task", "token")
     assert pickle.loads(workspace.pack()) == arrived
     assert folders(tmp_path) == [Path(arrived.folder)]
+
+
+def test_what_a_full_disk_left_half_written_is_not_used(workspace, tmp_path, monkeypatch):
+    def half(path, content):
+        path.open("wb").write(content[:3])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    packed = workspace.pack()
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_bytes", half)
+        with pytest.raises(OSError, match="No space left"):
+            pickle.loads(packed)
+    assert folders(tmp_path) == []
+    assert (Path(pickle.loads(packed).folder) / "it.npy").read_bytes() == b"content"
 
 
 def test_the_next_takes_its_place(workspace, tmp_path):

@@ -17,7 +17,7 @@ from blend.runs import EXPORT, Run
 from search import Failure
 from search.executor import TICK
 from search.ray_executor import KILLED, RayExecutor
-from tests.clusters import ray_head, ray_node
+from tests.clusters import other_servers, ray_head, ray_node
 
 from ..pipeline.test_pipeline import TASK, config, history
 
@@ -80,15 +80,17 @@ def test_a_node_dies_and_the_result_is_that_of_a_local_run(ray_cluster, tmp_path
     assert (run.folder / EXPORT).read_bytes() == (local.folder / EXPORT).read_bytes()
 
 
-def test_an_address_is_needed_and_must_answer_before_any_work(tmp_path, capsys):
+def test_an_address_is_needed_and_must_answer_before_any_work(tmp_path, capsys, monkeypatch):
     with pytest.raises(InputError, match="address must be given with executor ray, like host:6379"):
         config(executor="ray")
-    for address in ("127.0.0.1:1", "nothing"):
-        asked = ["search", "no_such_module:task", "--executor", "ray", "--address", address]
-        assert main([*asked, "--runs-dir", str(tmp_path / "runs")]) == 2
-        complaint = capsys.readouterr().err.splitlines()[-1]  # nothing has looked at the task, which there is not
-        assert complaint.startswith("error: --address must be that of a running ray head, like host:6379")
-        assert f"got {address!r}: " in complaint
+    monkeypatch.setattr("search.ray_executor.CONNECT", 1.0)
+    with other_servers() as others:
+        for address in ("127.0.0.1:1", "nothing", *others):
+            asked = ["search", "no_such_module:task", "--executor", "ray", "--address", address]
+            assert main([*asked, "--runs-dir", str(tmp_path / "runs")]) == 2
+            complaint = capsys.readouterr().err.splitlines()[-1]  # nothing has looked at the task, which there is not
+            assert complaint.startswith("error: --address must be that of a running ray head, like host:6379")
+            assert f"got {address!r}: " in complaint
     assert not (tmp_path / "runs").exists()
 
 
