@@ -9,8 +9,19 @@ WEIGHTED = (*CONV, nn.Linear)
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 INSTANCE_NORM = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 CHANNELWISE = (*BATCH_NORM, *INSTANCE_NORM, nn.PReLU, nn.GroupNorm)
-MIXING = (nn.LayerNorm, *([nn.RMSNorm] if hasattr(nn, "RMSNorm") else []))
+MIXING: tuple[type[nn.Module], ...] = (nn.LayerNorm, *([nn.RMSNorm] if hasattr(nn, "RMSNorm") else []))
 KNOWN = (*WEIGHTED, *CHANNELWISE, *MIXING)
+
+
+def is_known(module: nn.Module) -> bool:
+    """Whether a layer is taken as a whole.
+
+    Whatever else a subclass of the others does, its channels lie where theirs do; a norm over the last dimensions that
+    has a forward of its own may have moved the channels there.
+    """
+    if isinstance(module, MIXING):
+        return any(type(module).forward is kind.forward for kind in MIXING)
+    return isinstance(module, KNOWN)
 
 
 def is_depthwise(module: nn.Module) -> bool:

@@ -30,6 +30,8 @@ ORDER = "its reshaping or splitting does not keep channels apart"
 class Operation:
     """One call of an operation, and the labels of what it returns.
 
+    Made before the call, which may change its arguments.
+
     Args:
         ties: Where labels are tied and pinned.
         find: Gives the labels of a tensor.
@@ -42,6 +44,7 @@ class Operation:
         self.function, self.args, self.kwargs = call
         self.name = self.function.overloadpacket.__name__
         self.inputs = [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
+        self.places = [_places(tensor) for tensor in self.inputs]
 
     def labels(self, outputs: Any) -> list[Tensor]:
         """Compact labels of each tensor that the operation returned."""
@@ -75,6 +78,8 @@ class Operation:
             if not operands:  # a single number, like a temperature
                 return [_stays(tensor) for tensor in made]
             return [combined(self.ties, operands, self.layer)] * len(made)
+        if name == "as_strided" and _places(made[0]) == self.places[0]:  # pooling to one number says so of maps
+            return [self.find(self.inputs[0])]
         return self._mixed(made, f"mixes or reorders channels ({self.name})")
 
     def _mixed(self, made: Sequence[Tensor], reason: str) -> list[Tensor]:
@@ -165,6 +170,12 @@ class Operation:
 def _rank(name: str) -> int:
     """Number of spatial dimensions in the name of an operation, as in ``avg_pool2d``."""
     return next(rank for rank in (1, 2, 3) if f"{rank}d" in name)
+
+
+def _places(tensor: Tensor) -> Any:
+    """Where in memory the elements lie; the stride of a dimension of one element says nothing."""
+    strides = [stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
+    return tensor.shape, strides, tensor.storage_offset()
 
 
 def _stays(tensor: Tensor) -> Tensor:

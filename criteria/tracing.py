@@ -22,12 +22,12 @@ from criteria.labels import STAYS, Ties, compact, varying
 from criteria.layers import (
     BATCH_NORM,
     CHANNELWISE,
-    KNOWN,
     WEIGHTED,
     block,
     channel_dim,
     channelwise_tensors,
     is_depthwise,
+    is_known,
     is_transposed,
     width,
 )  # fmt: skip
@@ -127,11 +127,11 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Follows one operation, unless a known layer does it."""
         kwargs = kwargs or {}
-        outputs = func(*args, **kwargs)
         if self._inside:
-            return outputs
+            return func(*args, **kwargs)
         layer = self._running[-1] if self._running else ""
         operation = Operation(self.trace.ties, self.labels, layer, (func, args, kwargs))
+        outputs = func(*args, **kwargs)
         if operation.inputs:
             made = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
             for tensor, labels in zip(made, operation.labels(outputs), strict=True):
@@ -146,11 +146,11 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         self._running.append(self.names[module])
-        self._inside += isinstance(module, KNOWN)
+        self._inside += is_known(module)
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         self._running.pop()
-        name, known = self.names[module], isinstance(module, KNOWN)
+        name, known = self.names[module], is_known(module)
         if known or not list(module.children()):
             self.trace.order.append(name)
         if known and self._inside == 1:

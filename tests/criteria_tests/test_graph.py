@@ -429,9 +429,10 @@ def wired(wiring, **layers):
         (lambda net, y, x: y + torch.ones(8, 1, 1), "", "is combined with values that stay"),
         (lambda net, y, x: F.conv2d(y, torch.ones(2, 8, 1, 1)), "", "mixes or reorders channels (convolution)"),
         (lambda net, y, x: torch.zeros_like(y).copy_(y), "", "mixes or reorders channels (copy_)"),
+        (lambda net, y, x: y.as_strided(y.shape, (512, 8, 64, 1)), "", "mixes or reorders channels (as_strided)"),
         (lambda net, y, x: torch.einsum("nchw,cd->ndhw", y, torch.ones(8, 8)), "", "mixes or reorders channels (bmm)"),
     ],
-    ids=["mean", "roll", "slice", "split", "constant", "functional", "copy", "einsum"],
+    ids=["mean", "roll", "slice", "split", "constant", "functional", "copy", "strides", "einsum"],
 )  # fmt: skip
 def test_channels_that_an_operation_mixes_are_left_alone_with_a_note(wiring, layer, reason):
     net = wired(wiring)
@@ -466,6 +467,31 @@ def test_operations_move_channels(wiring, owner):
     graph = ChannelGraph.build(net, IMAGES)
     assert not graph.notes
     assert (np.array(owners(graph)["last.weight", 1]) - 4 * (np.array(owner) >= 0)).tolist() == owner
+
+
+@pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool2d(1), nn.AdaptiveMaxPool2d(1), nn.AvgPool2d(8)])
+def test_the_memory_format_of_images_changes_nothing(pool):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), pool, nn.Conv2d(8, 5, 1)).eval()
+    images = torch.randn(2, 3, 8, 8)
+    plain = ChannelGraph.build(net, images)
+    last = ChannelGraph.build(
+        net.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
+    )
+    assert (len(plain.groups), plain.notes) == (1, ())
+    assert (last.fingerprint, last.notes) == (plain.fingerprint, ())
+
+
+class LayerNorm2d(nn.LayerNorm):
+    def forward(self, maps):
+        maps = nn.functional.layer_norm(maps.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias)
+        return maps.permute(0, 3, 1, 2)
+
+
+def test_a_layer_norm_with_a_forward_of_its_own_is_followed_through_that():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), LayerNorm2d(8), nn.Conv2d(8, 12, 1), nn.GELU(), nn.Conv2d(12, 5, 1))
+    graph = ChannelGraph.build(net.eval(), torch.randn(2, 3, 10, 10))
+    assert [group.name for group in graph.groups] == ["2"]
+    assert notes(graph) == [("0", "1", "mixes or reorders channels (native_layer_norm)")]
 
 
 def test_what_is_written_into_another_tensor_is_left_alone():
