@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -75,6 +77,14 @@ def unit_of(module: nn.Module) -> int | None:
     return int(module.weight.shape[0]) // module.groups if isinstance(module, CONV) and is_depthwise(module) else None
 
 
+def widths_of_weight(module: Any) -> tuple[int, int]:
+    """How many channels or features a conv or linear layer makes and reads, whatever it says of itself."""
+    outer, inner = module.weight.shape[:2]
+    if isinstance(module, nn.Linear):
+        return outer, inner
+    return (inner * module.groups, outer) if module.transposed else (outer, inner * module.groups)
+
+
 def refit(module: nn.Module, unit: int | None) -> None:
     """Makes what a sliced layer says of itself true again.
 
@@ -85,10 +95,9 @@ def refit(module: nn.Module, unit: int | None) -> None:
     if isinstance(module, CONV):
         if unit is not None:
             module.groups = module.weight.shape[0] // unit
-        outer, inner = module.weight.shape[0], module.weight.shape[1] * module.groups
-        module.out_channels, module.in_channels = (inner, outer) if module.transposed else (outer, inner)
+        module.out_channels, module.in_channels = widths_of_weight(module)
     elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
+        module.out_features, module.in_features = widths_of_weight(module)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)
     elif isinstance(module, nn.GroupNorm):

@@ -21,6 +21,7 @@ from blend.blended import BlendedCriterion
 from blend.budget import floors
 from blend.errors import InputError
 from criteria import CRITERIA, ChannelGraph, Criterion, CriterionError
+from criteria.layers import WEIGHTED, widths_of_weight
 from criteria.passes import Network, register_pass
 
 Importance = Callable[..., Tensor | None]
@@ -117,23 +118,20 @@ class BlendedImportance:
         for item in group:
             module = item.dep.target.module
             puts_out = graph.is_out_channel_pruning_fn(item.dep.handler)
-            known = self._survivors.channels(names.get(module, "")) if puts_out else None
-            if known is None:
-                continue
-            of, channels = known
-            if item.dep.handler.__self__.get_out_channels(module) != len(channels):
-                raise InputError(
-                    f"layer '{names[module]}' has lost channels by a pruner whose steps were not seen here: make a new "
-                    "importance for the network as it is, with calibration data to recompute the scores"
-                )
-            if not self._ranks and self._fresh is not None:
-                self._rank(self._fresh(graph.model, self._survivors.alive))
-            if of not in self._ranks:  # no criterion could rank it when the blend was searched
-                continue
-            numbers = torch.from_numpy(channels)[torch.as_tensor(item.idxs)]
-            place, mine = torch.as_tensor(item.root_idxs), numbers >= 0
-            total.index_add_(0, place[mine], self._ranks[of][numbers[mine]])
-            count.index_add_(0, place[mine], torch.ones(int(mine.sum())))
+            for of, channels in self._survivors.channels(names.get(module, "")) if puts_out else ():
+                if item.dep.handler.__self__.get_out_channels(module) != len(channels):
+                    raise InputError(
+                        f"layer '{names[module]}' has lost channels by a pruner whose steps were not seen here: make a "
+                        "new importance for the network as it is, with calibration data to recompute the scores"
+                    )
+                if not self._ranks and self._fresh is not None:
+                    self._rank(self._fresh(graph.model, self._survivors.alive))
+                if of not in self._ranks:  # no criterion could rank it when the blend was searched
+                    continue
+                numbers = torch.from_numpy(channels)[torch.as_tensor(item.idxs)]
+                place, mine = torch.as_tensor(item.root_idxs), numbers >= 0
+                total.index_add_(0, place[mine], self._ranks[of][numbers[mine]])
+                count.index_add_(0, place[mine], torch.ones(int(mine.sum())))
         return total / count.clamp_min(1) if bool((count > 0).all()) else None
 
     def _scored(self) -> list[NDArray[np.bool_]]:
@@ -149,8 +147,8 @@ class BlendedImportance:
             self._survivors.remove(layer, is_output, positions)
         if news:
             for module, name in graph._module2name.items():
-                if self._survivors.channels(name) is not None:
-                    self._survivors.check_width(name, graph.get_out_channels(module))
+                if isinstance(module, WEIGHTED):
+                    self._survivors.check_widths(name, *widths_of_weight(module))
         if news and self._fresh is not None:
             self._ranks = {}
         self._followed = (weakref.ref(graph), len(history))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from blend.errors import InputError
 from criteria.graph import ChannelGraph, Member
 
 Indices = NDArray[np.int64]
+Side = tuple[str, bool]  # a layer, and whether it is about its outputs
 
 
 class Survivors:
@@ -22,19 +24,20 @@ class Survivors:
 
     def __init__(self, graph: ChannelGraph) -> None:
         self.alive: dict[str, NDArray[np.bool_]] = {g.name: np.ones(g.size, dtype=bool) for g in graph.groups}
-        self._outputs = {member.layer: (g.name, member) for g in graph.groups for member in g.producers}
-        self._inputs = {member.layer: (g.name, member) for g in graph.groups for member in g.consumers}
+        self._members: defaultdict[Side, list[tuple[str, Member]]] = defaultdict(list)
+        for group in graph.groups:
+            for is_output, members in ((True, group.producers), (False, group.consumers)):
+                for member in members:
+                    self._members[member.layer, is_output].append((group.name, member))
 
-    def channels(self, layer: str) -> tuple[str, Indices] | None:
-        """Whose channels a layer puts out: the group and, for each position that is left, the channel's number there.
+    def channels(self, layer: str) -> list[tuple[str, Indices]]:
+        """Whose channels a layer puts out: of each group, for each position that is left, the channel's number there.
 
-        A number is that of before anything was removed; -1 stands for a position that belongs to no channel. None for
-        a layer whose outputs the graph leaves alone.
+        A number is that of before anything was removed; -1 stands for a position that belongs to none of the group.
+        Nothing for a layer whose outputs the graph leaves alone.
         """
-        if layer not in self._outputs:
-            return None
-        group, member = self._outputs[layer]
-        return group, self._left(group, member)
+        side = (layer, True)
+        return [(group, member.channels[self._left(side)]) for group, member in self._members.get(side, ())]
 
     def remove(self, layer: str, is_output: bool, positions: Iterable[int]) -> None:
         """Follows the removal of positions of a layer's outputs, or inputs, as they are numbered at that moment.
@@ -43,41 +46,45 @@ class Survivors:
             InputError: If a part of a channel stays, what is removed is not known to the graph, or was removed before
                 together with another layer's.
         """
-        side = self._outputs if is_output else self._inputs
-        if layer not in side:
+        side = (layer, is_output)
+        if side not in self._members:
             raise InputError(f"layer '{layer}' was pruned, whose channels the blend does not know")
-        group, member = side[layer]
-        left, where = self._left(group, member), list(positions)
+        left, where = self._left(side), list(positions)
         if where and max(where) >= len(left):
             raise self._apart(layer)
-        numbers = left[where]
-        gone = np.unique(numbers)
-        each = np.count_nonzero(member.channels >= 0) // len(self.alive[group])  # positions of a channel
-        if (gone < 0).any() or len(numbers) != len(gone) * each:
+        gone = {}
+        for group, member in self._members[side]:
+            numbers = member.channels[left[where]]
+            gone[group] = np.unique(numbers[numbers >= 0])
+        whole = sum(np.isin(member.channels, gone[group]).sum() for group, member in self._members[side])
+        if whole != len(where):
             raise InputError(f"a part of a channel of layer '{layer}' was pruned: some of its positions stay")
-        self.alive[group][gone] = False
+        for group, numbers in gone.items():
+            self.alive[group][numbers] = False
 
-    def check_width(self, layer: str, width: int) -> None:
-        """Compares what is left of a layer's outputs with how many it really has.
+    def check_widths(self, layer: str, outputs: int, inputs: int) -> None:
+        """Compares what is left of a layer's outputs and inputs with how many it really has.
 
         Raises:
             InputError: They are not as many.
         """
-        known = self.channels(layer)
-        if known is not None and len(known[1]) != width:
-            raise self._apart(layer)
+        for side, width in (((layer, True), outputs), ((layer, False), inputs)):
+            if side in self._members and len(self._left(side)) != width:
+                raise self._apart(layer)
 
     def _apart(self, layer: str) -> InputError:
-        group, _ = (self._outputs | self._inputs)[layer]
-        tied = ", ".join(f"'{name}'" for name, (of, _) in self._outputs.items() if of == group)
+        groups = {group for is_output in (True, False) for group, _ in self._members.get((layer, is_output), ())}
+        makers = [name for (name, is_output), of in self._members.items() if is_output and groups & {g for g, _ in of}]
+        tied = ", ".join(f"'{name}'" for name in makers)
         return InputError(
             f"the channels of layer '{layer}' cannot be followed: those of {tied} belong together in the blend, and "
             "the pruner removes them apart; 'blend prune' can make this network smaller"
         )
 
-    def _left(self, group: str, member: Member) -> Indices:
-        channels: Indices = member.channels
-        return channels[(channels < 0) | self.alive[group][channels]]
+    def _left(self, side: Side) -> Indices:
+        """The positions that are left, by their numbers before anything was removed."""
+        stays = [np.append(self.alive[group], True)[member.channels] for group, member in self._members[side]]
+        return np.flatnonzero(np.logical_and.reduce(stays))
 
 
 def distinct_ranks(scores: Sequence[NDArray[np.float64]], floors: Sequence[int]) -> list[Indices]:
