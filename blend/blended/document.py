@@ -7,10 +7,10 @@ import json
 import math
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from blend.disk import durably
 from blend.errors import InputError
 
 SCHEMA_VERSION = 2
@@ -36,13 +36,10 @@ def write_whole(path: Path, content: bytes) -> None:
     """
     if not path.name:
         raise InputError(f"cannot write '{path}': it must be a file, and is a folder")
-    draft = path.with_name(f".{os.getpid()}.draft")
     try:
-        draft.write_bytes(content)
-        draft.replace(path)
+        with durably(path, path.with_name(f".{os.getpid()}.draft")) as draft:
+            draft.write_bytes(content)
     except OSError as error:
-        with suppress(OSError):
-            draft.unlink()
         reason = error.strerror or str(error)  # without the draft's name
         raise InputError(f"cannot write '{path}': {reason}") from error
 

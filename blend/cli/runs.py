@@ -99,8 +99,10 @@ def export(
 
     found = open_run(runs_dir, run)
     source = found.folder / EXPORT
-    if found.status != "finished" or not source.is_file():
+    if found.status != "finished":
         raise InputError(f"run '{found.name}' has nothing to export yet: it is {found.status}")
+    if not source.is_file():
+        raise InputError(f"'{source}' is gone; blend resume {found.folder} writes it again")
     if reduction is not None:
         shown = [f"{point['reduction']:g}" for point in found.get("front", [])]
         if not shown:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def examine_run(folder: Path) -> Iterator[Finding]:
     yield from found
     disk = attempt(area, "disk", lambda: _writable(run))
     yield disk
-    broken = any(finding.outcome == "fail" for finding in found)
+    broken = {finding.name for finding in found if finding.outcome == "fail"}
     yield Finding(area, "what to do", "pass", _advice(run, broken, disk.outcome == "fail"))
 
 
@@ -98,7 +98,11 @@ def _consistent(run: Run) -> str:
 
 
 def _check_export(run: Run, name: str, reduction: float, result: dict[str, Any]) -> None:
-    export, is_front = json.loads((run.folder / name).read_text()), run.config.reductions is not None
+    try:
+        export = json.loads((run.folder / name).read_text())
+    except (OSError, ValueError) as error:
+        raise RuntimeError(f"{name} cannot be read: {error}") from error
+    is_front = run.config.reductions is not None
     best = run.best(FINAL[SEARCH], FINAL[POLISH], reduction=reduction if is_front else 0.0)
     if best is None or best.fitness != export["metrics"]["best"]["fitness"]:
         raise RuntimeError(f"{name} does not hold the best candidate of the history")
@@ -131,8 +135,13 @@ def _writable(run: Run) -> str:
     return room(run.folder)
 
 
-def _advice(run: Run, broken: bool, stuck: bool) -> str:
+def _advice(run: Run, broken: Collection[str], stuck: bool) -> str:
     match run.status:
+        case "finished" if broken == {"export"}:
+            away = f"remove {run.folder / EXPORT}; " if (run.folder / EXPORT).exists() else ""
+            return f"{away}all that is exported is written again by: blend resume {run.folder}"
+        case "finished" if broken == {"scores"}:
+            return "the exported file is whole; the table of scores by every criterion is not"
         case _ if broken:
             return "do not resume; restore the folder from a backup, or search again with the same seed"
         case "running" if stuck:

@@ -15,6 +15,7 @@ import numpy as np
 
 from blend.blended import BlendedCriterion
 from blend.config import SearchConfig
+from blend.disk import durably
 from blend.errors import BlendError, InputError
 from blend.evaluation import HeldoutEvaluation, Settings, TestEvaluation, Workspace, in_full_precision, pack, unpack
 from blend.evaluation.executors import ShippedWorkspace, open_executor
@@ -138,7 +139,8 @@ def resume(run: Run, **elsewhere: Any) -> Run:
 
 def _keep_scores(run: Run, problem: Problem) -> None:
     """Puts down what is searched among: the scores, and then that they are whole, and what they are of."""
-    problem.table.save(run.folder / SCORES)
+    with durably(run.folder / SCORES) as draft:
+        problem.table.save(draft)
     run.commit({"status": "running", **marks(problem), "unpruned_cost": problem.cost.full})
 
 
@@ -331,9 +333,13 @@ class _Execution:
 
     def _export(self) -> None:
         """Writes the blended criteria and the figure, and closes the run."""
-        self._criterion(self.config.reduction, self.run.get("result")).save(self.run.folder / EXPORT)
-        for point in self.run.get("front", []):
-            self._criterion(point["reduction"], point).save(self.run.folder / export_at(point["reduction"]))
+        files = {EXPORT: self._criterion(self.config.reduction, self.run.get("result"))}
+        files |= {export_at(p["reduction"]): self._criterion(p["reduction"], p) for p in self.run.get("front", [])}
+        try:
+            for name, criterion in reversed(files.items()):  # the one that says that they are there comes last
+                criterion.save(self.run.folder / name)
+        except InputError as error:
+            raise BlendError(f"{error}; go on with: {resume_command(self.run)}") from error
         draw_result(self.run, self.run.folder / FIGURE)
         self.run.commit({"status": "finished"})
 

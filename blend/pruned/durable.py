@@ -1,4 +1,4 @@
-"""Files and folders that take their names once all of them is on disk, so that not even a power cut leaves a part."""
+"""Folders that take their names once all of them is on disk, so that not even a power cut leaves a part."""
 
 from __future__ import annotations
 
@@ -10,21 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from blend.disk import synced
 from blend.errors import BlendError, InputError, described
 from blend.runs import try_making
-
-
-@contextmanager
-def durably(path: Path) -> Iterator[Path]:
-    """Gives a draft to write, which takes the place of ``path`` when it has reached the disk."""
-    draft = path.with_name(f"{path.name}.draft")
-    try:
-        yield draft
-        synced(draft)
-        os.replace(draft, path)
-        synced(path.parent)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -102,12 +90,3 @@ def _locked(descriptor: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def synced(path: Path) -> None:
-    """Returns when a file, or the names in a folder, have reached the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

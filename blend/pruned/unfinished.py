@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from blend.disk import durably
 from blend.errors import BlendError, InputError, Interrupted, described
-from blend.pruned.durable import durably
 from blend.runs.signals import ending_by_signals
 
 REQUEST, LOCK = "request.json", "lock"

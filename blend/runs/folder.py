@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from blend.disk import synced
 from blend.errors import BlendError, InputError, described, first_problem
 from blend.progress import say
 from blend.runs.database import SCHEMA, Database
@@ -77,7 +78,10 @@ class Run:
             draft.mkdir(parents=True)
             (draft / CONFIG).write_text(config.model_dump_json(indent=2) + "\n")
             mode = Database.create(draft / DATABASE)
+            synced(draft / CONFIG)
+            synced(draft)
             draft.rename(folder)
+            synced(folder.parent)
         except (OSError, sqlite3.Error) as error:
             check_free(folder)  # somebody else's may have appeared
             raise InputError(f"runs-dir must be a folder that can be written to: {error}") from error
@@ -164,13 +168,13 @@ class Run:
         return recorded if recorded == "failed" else "interrupted"
 
     def check_resumable(self) -> None:
-        """Refuses a run that is running or finished.
+        """Refuses a run that is running, or finished and not without the file that it has exported.
 
         Raises:
             InputError: Saying which.
         """
         status = self.status
-        if status in ("running", "finished"):
+        if status == "running" or (status == "finished" and (self.folder / EXPORT).exists()):
             more = "it can be resumed when it has stopped" if status == "running" else "there is nothing to resume"
             raise InputError(f"run '{self.name}' is {status}; {more}")
 
@@ -202,9 +206,8 @@ class Run:
             try:
                 for left in (STOP, f".{self.writer()}.draft"):  # of and for a process that is gone
                     (self.folder / left).unlink(missing_ok=True)
-                file.truncate(0)
-                file.write(str(os.getpid()))
-                file.flush()
+                os.ftruncate(file.fileno(), 0)
+                os.write(file.fileno(), str(os.getpid()).encode())  # unbuffered: a disk may be full
                 yield
             except OSError as error:
                 reason = f"{described(error)}{self._room()}"
@@ -241,8 +244,15 @@ class Run:
             ) from error
 
     def request_stop(self) -> None:
-        """Asks the process that writes the run to stop after the generation it is in."""
-        (self.folder / STOP).touch()
+        """Asks the process that writes the run to stop after the generation it is in.
+
+        Raises:
+            InputError: If the folder cannot be written to.
+        """
+        try:
+            (self.folder / STOP).touch()
+        except OSError as error:
+            raise InputError(f"run '{self.name}' cannot be asked to stop: {described(error)}") from error
 
     def stop_requested(self) -> bool:
         """Whether somebody asked for that."""

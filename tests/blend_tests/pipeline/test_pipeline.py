@@ -1,5 +1,6 @@
 """The whole path, really run: same seed, same bytes; stopped in any way and resumed, same bytes."""
 
+import errno
 import json
 import os
 import re
@@ -484,6 +485,22 @@ class TestWhatGoesWrongForAMoment:
         assert not [e for e in cut.evaluations() if e.phase == phase]
         monkeypatch.setattr("blend.pipeline.order.evaluate_all", evaluate_all)
         assert_same(resume(cut), whole)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_an_export_for_which_there_is_no_room_fails_and_is_written_by_resuming(undisturbed, tmp_path, monkeypatch):
+    def full(draft, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(BlendError, match=r"cannot write .*: No space left on device; go on with: ") as told:
+            start(config(), tmp_path / "run")
+    assert not isinstance(told.value, InputError)
+    run = Run(tmp_path / "run")
+    assert run.status != "finished"
+    assert not (run.folder / EXPORT).exists()
+    assert_same(resume(run), undisturbed)
 
 
 class TestWithoutASingleCriterionToCompareWith:

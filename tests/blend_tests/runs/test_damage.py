@@ -147,6 +147,15 @@ os.kill(os.getpid(), signal.SIGKILL)
         subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
         assert Run(run.folder).get("key-98") == "old" * 999
 
+    def test_a_full_disk_is_told_of_where_the_lock_is_written(self, disk, finished):
+        fill(disk)
+        (disk / "it").mkdir()
+        for name in (CONFIG, DATABASE):
+            (disk / "it" / name).symlink_to(finished.folder / name)
+        told = r"cannot go on: .*No space left on device.*, go on with: blend resume"
+        with pytest.raises(BlendError, match=told), Run(disk / "it").writing():
+            pytest.fail("there was room")
+
     def test_a_folder_that_vanishes(self, tmp_path):
         run = Run.create(tmp_path / "it", CONFIGURATION)
         shutil.rmtree(run.folder)
@@ -221,6 +230,26 @@ class TestDamage:
         scores.write_bytes(content)
         assert command(["doctor", str(copy)]) == 0
         assert resume(Run(copy)).status == "finished"
+
+    @pytest.mark.parametrize("left", [0, 3000, None])
+    def test_an_exported_file_that_is_lost_is_written_again(self, copy, finished, left, capsys):
+        export = copy / EXPORT
+        if left is None:
+            export.unlink()
+            code, told = refused(capsys, "export", copy, copy.parent / "mine.blend.json")
+            assert (code, told) == (2, f"error: '{export}' is gone; blend resume {copy} writes it again")
+        else:
+            export.write_bytes(export.read_bytes()[:left])
+        assert command(["doctor", str(copy), "--json"]) == 3
+        findings = {finding["name"]: finding for finding in json.loads(capsys.readouterr().out)["findings"]}
+        assert f"{EXPORT} cannot be read: " in findings["export"]["reason"]
+        advice = f"all that is exported is written again by: blend resume {copy}"
+        assert findings["what to do"]["reason"] == (advice if left is None else f"remove {export}; {advice}")
+        export.unlink(missing_ok=True)
+        assert command(["resume", str(copy)]) == 0
+        assert export.read_bytes() == (finished.folder / EXPORT).read_bytes()
+        assert history(Run(copy)) == history(finished)
+        assert command(["resume", str(copy)]) == 2
 
     def test_a_config_that_cannot_be_read(self, copy, capsys):
         (copy / CONFIG).write_text("{")
