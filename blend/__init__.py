@@ -9,13 +9,14 @@ if TYPE_CHECKING:
     from blend.blended import BlendedCriterion
     from blend.pruned.saved import load_pruned
     from blend.pruning import recalibrate
-    from blend.task import Task
+    from blend.task import FineTuning, Task
 
 __version__ = "0.1.0"
-__all__ = ["BlendedCriterion", "Task", "load_pruned", "recalibrate"]
+__all__ = ["BlendedCriterion", "FineTuning", "Task", "load_pruned", "recalibrate"]
 
 _HOMES = {
     "BlendedCriterion": "blend.blended",
+    "FineTuning": "blend.task",
     "Task": "blend.task",
     "load_pruned": "blend.pruned.saved",
     "recalibrate": "blend.pruning",

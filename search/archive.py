@@ -70,6 +70,8 @@ class Archive:
         self._own: dict[tuple[str, bytes], Evaluation] = {}
         self._phases: dict[str, list[Evaluation]] = {}
         self._best: dict[str | None, Evaluation] = {}
+        self._newest: dict[str, int] = {}
+        self._fronts: dict[tuple[str, str | None], tuple[list[Evaluation], int]] = {}
         for evaluation in evaluations:
             self.add(evaluation)
 
@@ -87,7 +89,8 @@ class Archive:
         known = self._first.get(evaluation.phenotype)
         if known is None or (known.given_up and not evaluation.given_up):
             self._first[evaluation.phenotype] = evaluation
-        self._own.setdefault((evaluation.phase, evaluation.phenotype), evaluation)
+        if self._own.setdefault((evaluation.phase, evaluation.phenotype), evaluation) is evaluation:
+            self._newest[evaluation.phase] = evaluation.generation
         self._phases.setdefault(evaluation.phase, []).append(evaluation)
         for phase in (evaluation.phase, None) if evaluation.error is None else ():
             best = self._best.setdefault(phase, evaluation)
@@ -122,8 +125,14 @@ class Archive:
         """Return the fittest evaluation of a phase, or of all: the first among equals, None if none succeeded."""
         return self._best.get(phase)
 
+    def newest(self, phase: str) -> int:
+        """Return the last generation of a phase that brought something new to it; -1 if none has."""
+        return self._newest.get(phase, -1)
+
     def front(self, cost_key: str, phase: str | None = None) -> list[Evaluation]:
         """Return the Pareto front of fitness (higher is better) against a cost (lower is better).
+
+        Only what has come since the last time is looked at.
 
         Args:
             cost_key: Key of the cost in `Evaluation.details`.
@@ -136,7 +145,9 @@ class Archive:
         Raises:
             SearchError: A successful evaluation does not report that cost.
         """
-        succeeded = [evaluation for evaluation in self.history(phase) if evaluation.error is None]
+        history = self._all if phase is None else self._phases.get(phase, [])
+        known, count = self._fronts.get((cost_key, phase), ([], 0))
+        succeeded = [evaluation for evaluation in history[count:] if evaluation.error is None]
         for evaluation in succeeded:
             if cost_key not in evaluation.details:
                 raise SearchError(
@@ -144,10 +155,11 @@ class Archive:
                     f"{evaluation.number}, which has {sorted(evaluation.details)}"
                 )
         front: list[Evaluation] = []
-        for evaluation in sorted(succeeded, key=lambda e: (e.details[cost_key], -e.fitness)):
+        for evaluation in sorted([*known, *succeeded], key=lambda e: (e.details[cost_key], -e.fitness)):
             if not front or evaluation.fitness > front[-1].fitness:
                 front.append(evaluation)
-        return front
+        self._fronts[cost_key, phase] = front, len(history)
+        return list(front)
 
 
 def _packed(value: Any) -> Any:

@@ -100,7 +100,7 @@ def search(
             return "generations"
         if best is not None and patience is not None and strategy.generation - 1 - best.generation >= patience:
             return "patience"
-        if strategy.generation - _last_new(archive, phase) >= EXHAUSTED:
+        if strategy.generation - 1 - archive.newest(phase) >= EXHAUSTED:
             return "exhausted"
         if should_stop is not None and (reason := should_stop()) is not None:
             return reason
@@ -182,12 +182,6 @@ def _check(strategy: Strategy, archive: Archive, phase: str, **limits: int | Non
             f"strategy must be at generation {expected}, where the archive's history of phase {phase!r} ends, "
             f"got {strategy.generation}: load the state that was saved with the history"
         )
-
-
-def _last_new(archive: Archive, phase: str) -> int:
-    """Return the last generation, counted from 1, that brought something new to its phase; 0 if none has."""
-    first = {e.phenotype: e.generation for e in reversed(archive.history(phase))}
-    return max(first.values(), default=-1) + 1
 
 
 def _is_known(objective: Objective, archive: Archive, phase: str | None) -> IsKnown:

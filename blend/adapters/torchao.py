@@ -69,10 +69,14 @@ class BlendedSparsifier(BaseStructuredSparsifier):
         chains = dict(_chains(model, graph))
         self.left_alone = tuple(name for name in frozen if name not in chains)
         scores = {name: values for name, values in frozen.items() if name in chains}
-        self.keep = keep_mask(
-            graph, scores, blend.reduction if reduction is None else reduction, CostModel(graph, blend.cost),
-            floors(graph, blend.floor),
-        )  # fmt: skip
+        share, cost = blend.reduction if reduction is None else reduction, CostModel(graph, blend.cost)
+        try:
+            self.keep = keep_mask(graph, scores, share, cost, floors(graph, blend.floor))
+        except InputError as error:
+            raise InputError(
+                f"{error}; {len(self.left_alone)} of {len(frozen)} groups have to be left alone, as torchao shrinks "
+                "Conv2d and Linear layers only, one that makes channels and one that reads them"
+            ) from error
         self._kept = {group.name: torch.from_numpy(part.copy()) for group, part in graph.split(self.keep)}
         cut = [name for name in chains if not self._kept[name].all()]
         self._names: dict[Any, str] = {}

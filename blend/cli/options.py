@@ -101,7 +101,7 @@ Clustering = Annotated[str, typer.Option(help="agglomerative or kmeans.")]
 Fitness = Annotated[
     str, typer.Option(help="loss, or metric (better at reductions of 0.7 and more), on held-out data.")
 ]
-Population = Annotated[str, typer.Option(metavar="N", help="Candidates per generation.")]
+Population = Annotated[str, typer.Option(metavar="N", help="Candidates per generation; the first may be larger.")]
 Generations = Annotated[str | None, typer.Option(metavar="N", help="Stop after so many generations.")]
 BatchSize = Annotated[
     str,

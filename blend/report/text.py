@@ -24,7 +24,8 @@ def summary(run: Run) -> dict[str, Any]:
     best = run.best(FINAL[SEARCH], FINAL[POLISH], reduction=least) or run.best(SEARCH, reduction=least)
     ended = run.get("search-ended")
     searched = config.evaluations - config.polish
-    generations = 0 if ended else config.generations or math.ceil(searched / config.population)
+    left = math.ceil(max(0, searched - counts["evaluations"]) / config.population)  # the first may have had more
+    generations = 0 if ended else config.generations or counts["generations_done"] + left
     return {
         "id": run.name,
         "status": run.status,

@@ -1,4 +1,6 @@
 import math
+import random
+from dataclasses import replace
 
 import pytest
 
@@ -67,3 +69,24 @@ def test_front_by_hand():
 def test_front_names_the_missing_cost():
     with pytest.raises(SearchError, match="'latency' is not in number 0"):
         Archive([evaluation(0, 1.0, cost=1.0)]).front("latency")
+
+
+def test_a_front_that_is_asked_for_now_and_then_is_that_of_everything():
+    rng = random.Random(0)
+    archive, everything = Archive(), []
+    for number in range(200):
+        everything.append(evaluation(number, rng.randrange(12), cost=rng.randrange(12), phase="ab"[number % 2]))
+        archive.add(everything[-1])
+        if rng.random() < 0.2:
+            for phase in ("a", None):
+                assert archive.front("cost", phase) == Archive(everything).front("cost", phase)
+
+
+def test_the_newest_generation_is_the_last_that_brought_a_phenotype_to_its_phase():
+    archive = Archive()
+    assert archive.newest("search") == -1
+    for generation, phenotype, newest in ((0, b"a", 0), (1, b"a", 0), (2, b"b", 2), (3, b"a", 2)):
+        archive.add(replace(evaluation(len(archive), 1.0, phenotype), generation=generation))
+        assert archive.newest("search") == newest
+    archive.add(evaluation(4, 1.0, b"b", phase="random"))
+    assert (archive.newest("search"), archive.newest("random")) == (2, 0)

@@ -128,6 +128,21 @@ class TestReadOnlyOrGone:
         with pytest.raises(BlendError, match=r"run 'it' cannot be written: .*readonly"):
             open_run(disk, "it").commit({"seconds": 1})
 
+    def test_a_run_that_is_seen_read_only_cannot_be_asked_to_stop(self, disk, tmp_path, capsys):
+        Run.create(disk / "it", CONFIGURATION).close()
+        (view := tmp_path / "view").mkdir()
+        subprocess.run(["mount", "--bind", disk, view], check=True)
+        try:
+            subprocess.run(["mount", "-o", "remount,ro,bind", view], check=True)
+            with hold(disk / "it") as holder:
+                code, said = refused(capsys, "stop", view / "it")
+                holder.kill()
+        finally:
+            subprocess.run(["umount", "-l", view], check=True)
+        assert code == 2
+        assert "run 'it' cannot be asked to stop: " in said
+        assert "Read-only file system" in said
+
     def test_half_a_transaction_is_not_shown_where_it_cannot_be_undone(self, disk):
         run = Run.create(disk / "it", CONFIGURATION)
         assert run.database.query("PRAGMA journal_mode=delete") == [("delete",)]
