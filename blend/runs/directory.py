@@ -39,9 +39,12 @@ def find_run(runs_dir: Path, name: str) -> Path:
     Raises:
         InputError: If there is no such run, with the nearest names.
     """
-    for folder in (runs_dir / name, Path(name)):
+    candidates = (runs_dir / name, Path(name))
+    for folder in candidates:
         if any(os.path.isfile(folder / file) for file in (CONFIG, DATABASE)):  # Path's own raises where names are long
             return folder
+    for folder in filter(os.path.isdir, candidates):
+        raise InputError(f"'{folder}' is not a run folder: it has no {CONFIG} and no {DATABASE}")
     known = [folder.name for folder in _folders(runs_dir)]
     raise InputError(f"no run '{name}' in '{runs_dir}'{nearest(name, known)}")
 

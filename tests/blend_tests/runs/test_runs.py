@@ -232,6 +232,9 @@ def test_runs_are_found_by_name_or_path_with_the_nearest_names(run, tmp_path):
     for name in ("zzz", "x" * 300):
         with pytest.raises(InputError, match=rf"no run '{name}' in '.*runs'$"):
             open_run(runs_dir, name)
+    (runs_dir / "empty").mkdir()
+    with pytest.raises(InputError, match=r"'.*empty' is not a run folder: it has no config\.json and no run\.db"):
+        open_run(runs_dir, "empty")
     assert list(all_runs(tmp_path / "nowhere")) == []
     (run.folder / CONFIG).unlink()
     with pytest.raises(InputError, match=rf"'.*first' is not a run folder: it has no {CONFIG}"):
