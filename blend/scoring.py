@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 
+import numpy as np
 from torch import Tensor
 
 from blend.checking import check_task
@@ -60,14 +61,18 @@ def checked_graph(task: Task, ignore: Sequence[str]) -> ChannelGraph:
 
 
 def ignored_groups(task: Task, graph: ChannelGraph, ignore: Sequence[str]) -> set[str]:
-    """Names of the groups that have a layer among those that match a pattern.
+    """Names of the groups whose channels a layer, norm or scale puts out that is among those that match a pattern.
 
     Raises:
         InputError: A pattern matches no layer.
     """
     with criterion_errors():
         layers = matching_layers(task.model, ignore)
-    return {group.name for group in graph.groups if any(member.layer in layers for member in group.producers)}
+    stays = np.zeros(len(graph), dtype=bool)
+    for axis in graph.axes:
+        if not axis.consumes and axis.tensor.rpartition(".")[0] in layers:
+            stays[axis.owner[axis.owner >= 0]] = True
+    return {group.name for group, part in graph.split(stays) if part.any()}
 
 
 def all_criteria() -> list[Criterion]:

@@ -49,6 +49,7 @@ class Consumers:
         self._samples = {"maps": Reservoir(map_images, seed), "image_means": Reservoir(IMAGE_MEANS, seed)}
         self._shares: dict[str, dict[int, int]] = {}
         self._labels: list[int] | None = None
+        self._examples = 1
 
     def hooked(self) -> AbstractContextManager[None]:
         """A context in which every consumer's input is watched."""
@@ -63,6 +64,7 @@ class Consumers:
         """Choose a batch's share of the samples, and read its labels if they are one class per example."""
         self._shares = {need: self._samples[need].draw(examples) for need in self._samples if need in self._needs}
         classes = targets.shape == (examples,) and not (targets.is_floating_point() or targets.is_complex())
+        self._examples = examples
         self._labels = targets.tolist() if "classes" in self._needs and classes else None
 
     def _watch(self, layer: str, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -73,7 +75,7 @@ class Consumers:
             self._add_means(layer, read)
         if read.ndim >= 4 and not linear:
             for slot, row in self._shares.get("maps", {}).items():
-                self._maps[layer][slot] = widened(read[row].flatten(1, -2)).clone()
+                self._maps[layer][slot] = widened(self._one_each(read)[row].flatten(1, -2)).clone()
         if "activation_gradient" in self._needs and whole.requires_grad:
             self._add_gradient_later(layer, whole, linear)
 
@@ -86,9 +88,13 @@ class Consumers:
             rest = [axis for axis in range(read.ndim) if axis != 1]
             self._means["nonzero", layer].add(nonzero.mean(rest, dtype=wide), len(read))
         if "image_means" in self._needs:
-            self._image_means[layer].put(self._shares["image_means"], images)
+            self._image_means[layer].put(self._shares["image_means"], self._one_each(images))
         for group, positions in self._members[layer] if self._labels and len(images) == len(self._labels) else ():
             self._classes[group, layer].add(images[:, positions].mean(-1), self._labels or [])
+
+    def _one_each(self, rows: Tensor) -> Tensor:
+        """One row for each example: the first of its frames, where those were folded into the batch."""
+        return rows[:: max(1, len(rows) // self._examples)]
 
     def _add_gradient_later(self, layer: str, read: Tensor, linear: bool) -> None:
         """Have the first backward pass tell the gradient of what was read, once.

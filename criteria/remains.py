@@ -14,8 +14,8 @@ from criteria.graph import Axis, ChannelGraph, ChannelGroup, Indices, Keep
 def remaining_graph(graph: ChannelGraph, keep: Keep, network: nn.Module) -> ChannelGraph:
     """The graph of a network that a mask was applied to; its channels are those that stay, in the same order.
 
-    Tracing it again would give the same, but for groups of a single channel, which can no longer be told from what is
-    broadcast.
+    Tracing it again would give the same, but for what could no longer be told: groups of a single channel from what is
+    broadcast, and convolutions with a single input left for each of their groups from depthwise ones.
 
     Args:
         graph: Of the unpruned network.

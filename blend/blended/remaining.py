@@ -16,7 +16,8 @@ def of_whole(values: NDArray[np.float64], offset: float, size: int) -> NDArray[n
     """Calibrated scores of what is left of a group as scores of the whole group.
 
     Offsets and equal shares are about the group as it was in the beginning. So ranks are counted from the lowest that
-    has gone: steps that change no ranking end at the same mask as a single one.
+    has gone: steps that change no ranking end at the same mask as a single one, but for what a step took that a single
+    one would have given back.
 
     Args:
         values: Offset and rank in (0, 1) among what is left.

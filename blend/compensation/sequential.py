@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -57,7 +58,8 @@ def sequential(
         absorbed: As for `Compensation`.
         ridge: λ over the mean variance of x.
         recalibrated: Whether BatchNorms will be recalibrated on these inputs: each is then at once, so that what comes
-            after is refitted to what it is going to read. Otherwise they keep their statistics.
+            after is refitted to what it is going to read. Otherwise they keep their statistics, as do those that a
+            forward pass comes to several times.
 
     Returns:
         The corrected tensors, and notes on what could not be done in this way.
@@ -74,7 +76,7 @@ def sequential(
     shell, kept = pruned.prune(keep, start.tensors), np.append(keep, True)
     outputs = {axis.tensor: torch.from_numpy(kept[axis.owner]) for axis in graph.axes if not axis.consumes}
     found_norms = {n: m for n, m in shell.named_modules() if isinstance(m, BATCH_NORM) and m.track_running_stats}
-    norms: dict[str, Any] = found_norms if recalibrated else {}
+    norms: dict[str, Any] = _passed_once(shell, found_norms, batches[0]) if recalibrated else {}
     singular = list(start.singular)
 
     def correct(name: str, read: Sequence[Tensor], made: Sequence[Tensor]) -> None:
@@ -96,6 +98,16 @@ def sequential(
         if layer.bias is not None:
             corrected[f"{name}.bias"] = _expanded(f"{name}.bias", layer.bias, graph, kept)
     return Corrected(corrected, tuple(singular)), notes
+
+
+def _passed_once(network: nn.Module, norms: Mapping[str, Any], inputs: Tensor) -> dict[str, Any]:
+    """The norms that a forward pass comes to once: statistics of all passes are not known at the first of several."""
+    passes: Counter[str] = Counter()
+    counted = ((norm, lambda *_, name=name: passes.update([name])) for name, norm in norms.items())
+    counting = [norm.register_forward_pre_hook(count) for norm, count in counted]
+    with hooks(counting), torch.no_grad():
+        network(inputs)
+    return {name: norm for name, norm in norms.items() if passes[name] == 1}
 
 
 def _walk(

@@ -157,7 +157,9 @@ class Steps:
         """What is left of the network after this step's channels are gone."""
         here, last = self._here(position), position.step == self.plan.steps
         reduction = self.plan.reductions(self.chosen.config.reduction)[position.step - 1]
-        mask = keep_at(reduction, here, self.request, RemainingCost(self.cost, position.now.keep), self.floor)
+        cost, mask = RemainingCost(self.cost, position.now.keep), np.ones(len(here.graph), dtype=bool)
+        if here.scores or cost.reduction(mask) < reduction:  # a step before may have gone further, down to the floors
+            mask = keep_at(reduction, here, self.request, cost, self.floor)
         keep = composed(position.now.keep, mask)
         what = (here.task.model, here.graph, mask, here.calibration)
         if last or here.compensate == "none":

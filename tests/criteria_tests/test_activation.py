@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from criteria import CRITERIA, CriterionError, GroupStats, activation, collect
+from criteria import CRITERIA, ChannelGraph, CriterionError, GroupStats, activation, collect
 
 from .tiny_networks import conv_net, graph, group, images, member
 
@@ -182,3 +182,27 @@ def test_discriminant_without_classes():
         (_, view) = collect(model, net_graph, [(inputs, targets)], None, {"classes"})["g"]
         with pytest.raises(CriterionError, match="needs the activations by class read by '1'; targets are not one int"):
             CRITERIA.get("discriminant")(view)
+
+
+class Frames(nn.Module):
+    """A network of images that takes each frame of an example for one."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
+
+
+@pytest.mark.parametrize("need", ["maps", "image_means"])
+def test_of_frames_that_were_folded_into_the_batch_the_first_of_each_example_counts(need):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    videos, targets = torch.randn(8, 4, 1, 8, 8), torch.zeros(8, dtype=torch.long)
+    (name,) = (group.name for group in ChannelGraph.build(model.eval(), videos[:, 0]).groups)
+    found = collect(model, ChannelGraph.build(model, videos[:, 0]), [(videos[:, 0], targets)], None, {need})[name][1]
+    folded = Frames(model).eval()
+    graph = ChannelGraph.build(folded, videos)
+    (of_videos,) = collect(folded, graph, [(videos, targets)], None, {need}).values()
+    torch.testing.assert_close(getattr(of_videos[1], need), getattr(found, need))

@@ -111,3 +111,18 @@ def test_a_group_of_one_channel_stays_a_group():
     keep[graph.slices[graph.groups[0].name]] = False
     with pytest.raises(ValueError, match=f"got none of '{graph.groups[0].name}'"):
         remaining_graph(graph, keep, network)
+
+
+def test_conv_groups_with_a_single_input_left_keep_their_number():
+    grouped = nn.Conv2d(16, 32, 3, padding=1, groups=8)
+    network = nn.Sequential(nn.Conv2d(3, 16, 3), grouped, nn.BatchNorm2d(32), nn.Conv2d(32, 5, 1)).eval()
+    inputs = torch.randn(2, 3, 8, 8)
+    graph = ChannelGraph.build(network, inputs)
+    assert [(group.name, group.size) for group in graph.groups] == [("0", 2), ("1", 4)]
+    first, second = np.array([True, False, True, True, True, True]), np.array([True, True, False, True, False])
+    once = PrunedNetwork(network, graph).extract(first)
+    twice = PrunedNetwork(once, remaining_graph(graph, first, once)).extract(second)
+    assert (twice[1].groups, twice[1].in_channels, twice[1].out_channels) == (8, 8, 16)
+    both = first.copy()
+    both[first] = second
+    assert torch.equal(twice(inputs), PrunedNetwork(network, graph).extract(both)(inputs))

@@ -330,3 +330,22 @@ def test_fine_tuning_that_brings_nothing_is_told(capsys, tmp_path, reduction, ra
     assert ("fine-tuning brought nothing on held-out data" in capsys.readouterr().err) == said
     steps = PruningRecord.load(tmp_path / "out").finetuning["steps"]
     assert (steps[0]["kept"] == 0) == said
+
+
+NARROW = """
+
+def narrow():
+    task = small()
+    pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    task.model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), *pool, nn.Linear(2, 4)).eval()
+    return task
+"""
+
+
+def test_a_step_that_went_as_far_as_the_floors_leaves_the_others_nothing_to_do(tmp_path):
+    (tmp_path / "narrow.py").write_text(FILE.read_text() + NARROW)
+    one, two = tmp_path / "one", tmp_path / "two"
+    for out, steps in ((one, "1"), (two, "2")):
+        command = ["prune", "l1", f"{tmp_path / 'narrow.py'}:narrow", "--out", str(out), "--reduction", "0.45"]
+        assert run([*command, "--iterative", steps]) == 0
+    assert PruningRecord.load(one).groups == PruningRecord.load(two).groups

@@ -133,6 +133,16 @@ def test_a_file_brings_its_own_cost_reduction_and_floor(capsys, tmp_path):
     assert (other.config.reduction, other.config.cost, other.config.floor) == (0.4, "macs", 0.2)
 
 
+@pytest.mark.parametrize("pattern", ["features.0", "features.1"])  # a convolution, and its BatchNorm
+def test_what_is_to_be_ignored_means_the_same_by_file_and_by_name(capsys, tmp_path, criterion, pattern):
+    for number, one in enumerate((criterion, "l1")):
+        out = tmp_path / f"{number}"
+        prune(capsys, one, TASK, "--out", out, "--reduction", "0.3", "--ignore", pattern)
+        gone = {group.name: group.removed for group in PruningRecord.load(out).groups}
+        assert not gone.get("features.0")
+        assert gone["features.3"]
+
+
 def test_a_file_may_have_any_name(capsys, tmp_path, criterion):
     (tmp_path / "mine").write_bytes(criterion.read_bytes())
     record = prune(capsys, tmp_path / "mine", TASK, "--out", tmp_path / "smaller", "--json")
