@@ -27,7 +27,8 @@ class Rescoring:
 
     Calibrated scores say which share of a group is to go, and so do equal shares. They are about the group as it was in
     the beginning: what is left is ranked above what has gone, so that steps that change no ranking end at the same mask
-    as a single one, but for what a step took that a single one would have given back. A single criterion's raw scores are ranked as they are.
+    as a single one, but for what a step took that a single one would have given back. A single criterion's raw scores
+    are ranked as they are.
 
     Attributes:
         chosen: What the criterion said of the unpruned network.
