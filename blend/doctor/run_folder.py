@@ -98,10 +98,7 @@ def _consistent(run: Run) -> str:
 
 
 def _check_export(run: Run, name: str, reduction: float, result: dict[str, Any]) -> None:
-    try:
-        export = json.loads((run.folder / name).read_text())
-    except (OSError, ValueError) as error:
-        raise RuntimeError(f"{name} cannot be read: {error}") from error
+    export = _exported(run, name)
     is_front = run.config.reductions is not None
     best = run.best(FINAL[SEARCH], FINAL[POLISH], reduction=reduction if is_front else 0.0)
     if best is None or best.fitness != export["metrics"]["best"]["fitness"]:
@@ -110,6 +107,23 @@ def _check_export(run: Run, name: str, reduction: float, result: dict[str, Any])
     for key, wanted in {"seed": run.config.seed, "reduction": requested, "metrics": result}.items():
         if export[key] != wanted:
             raise RuntimeError(f"{name} has another {key} than the database")
+
+
+def _exported(run: Run, name: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads((run.folder / name).read_text()))
+    except (OSError, ValueError) as error:
+        raise RuntimeError(f"{name} cannot be read: {error}") from error
+
+
+def _lost(run: Run) -> bool:
+    """Whether an exported file is not there or no document, and not merely another one than it should be."""
+    try:
+        for name in (EXPORT, *(export_at(point["reduction"]) for point in run.get("front", []))):
+            _exported(run, name)
+    except RuntimeError:
+        return True
+    return False
 
 
 def _writer(run: Run) -> str:
@@ -137,7 +151,7 @@ def _writable(run: Run) -> str:
 
 def _advice(run: Run, broken: Collection[str], stuck: bool) -> str:
     match run.status:
-        case "finished" if broken == {"export"}:
+        case "finished" if broken == {"export"} and _lost(run):
             away = f"remove {run.folder / EXPORT}; " if (run.folder / EXPORT).exists() else ""
             return f"{away}all that is exported is written again by: blend resume {run.folder}"
         case "finished" if broken == {"scores"}:
