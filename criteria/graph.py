@@ -132,6 +132,21 @@ class ChannelGraph:
 
         return build_graph(model, example_input, ignore)
 
+    @cached_property
+    def sides(self) -> dict[tuple[str, bool], list[tuple[str, Member]]]:
+        """Of each layer's inputs (True) and outputs, the members that lie there, with their group's name."""
+        found: dict[tuple[str, bool], list[tuple[str, Member]]] = {}
+        for group in self.groups:
+            for consumes, members in ((False, group.producers), (True, group.consumers)):
+                for member in members:
+                    found.setdefault((member.layer, consumes), []).append((group.name, member))
+        return found
+
+    @cached_property
+    def mixing(self) -> frozenset[str]:
+        """Names of the layers that mix the channels they read; depthwise ones hand each on by itself."""
+        return frozenset(axis.tensor.rpartition(".")[0] for axis in self.axes if axis.consumes)
+
     def __len__(self) -> int:
         """Number of channels in all groups."""
         return sum(group.size for group in self.groups)

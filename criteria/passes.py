@@ -204,8 +204,8 @@ def reading_groups(graph: ChannelGraph, model: nn.Module) -> Iterator[tuple[Chan
     A depthwise convolution reads and hands on its channels one by one; what it makes of them is read by other
     consumers of the same group, so that it is not one itself. Groups without any consumer are left out.
     """
-    read = {axis.tensor.rpartition(".")[0] for axis in graph.axes if axis.consumes}
     for group in graph.groups:
-        mixing = [m for m in group.consumers if m.layer in read or not is_depthwise(model.get_submodule(m.layer))]
+        layers = {member.layer: model.get_submodule(member.layer) for member in group.consumers}
+        mixing = [m for m in group.consumers if m.layer in graph.mixing or not is_depthwise(layers[m.layer])]
         if mixing:
             yield group, mixing

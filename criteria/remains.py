@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
 from torch import nn
 
-from criteria.graph import Axis, ChannelGraph, ChannelGroup, Indices, Keep
+from criteria.graph import Axis, ChannelGraph, ChannelGroup, Indices, Keep, Member
 
 
 def remaining_graph(graph: ChannelGraph, keep: Keep, network: nn.Module) -> ChannelGraph:
@@ -28,7 +28,8 @@ def remaining_graph(graph: ChannelGraph, keep: Keep, network: nn.Module) -> Chan
     for group, part in graph.split(keep):
         if not part.any():
             raise ValueError(f"keep must leave a channel of every group, got none of '{group.name}'")
-    left = _left(graph, keep)
+    alive = {group.name: part for group, part in graph.split(keep)}
+    left = {side: positions_left(members, alive) for side, members in graph.sides.items()}
     groups = tuple(_group(group, part, left) for group, part in graph.split(keep))
     axes = [replace(axis, owner=_kept(axis.owner, keep)) for axis in graph.axes]
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
@@ -40,15 +41,15 @@ def remaining_graph(graph: ChannelGraph, keep: Keep, network: nn.Module) -> Chan
     return replace(graph, groups=groups, axes=tuple(axes), shapes=shapes, parameters=parameters)
 
 
-def _left(graph: ChannelGraph, keep: Keep) -> dict[tuple[str, bool], Keep]:
-    """Positions that stay of each layer's inputs (True) and outputs; where groups are concatenated, those of all."""
-    left: dict[tuple[str, bool], Keep] = {}
-    for group, part in graph.split(keep):
-        for consumes, members in ((False, group.producers), (True, group.consumers)):
-            for member in members:
-                side = (member.layer, consumes)
-                left[side] = left.get(side, True) & np.append(part, True)[member.channels]
-    return left
+def positions_left(members: Iterable[tuple[str, Member]], alive: Mapping[str, Keep]) -> Keep:
+    """Which positions of a layer's inputs or outputs stay: those that no group owns, and of each group what it keeps.
+
+    Args:
+        members: All that lie there, of `ChannelGraph.sides`; several where groups are concatenated.
+        alive: The channels that stay, by group.
+    """
+    stays: Keep = np.logical_and.reduce([np.append(alive[group], True)[member.channels] for group, member in members])
+    return stays
 
 
 def _group(group: ChannelGroup, keep: Keep, left: Mapping[tuple[str, bool], Keep]) -> ChannelGroup:

@@ -93,7 +93,7 @@ class RayExecutor(ClusterExecutor):
         deadline = time.monotonic() + CONNECT
         while True:
             try:
-                return _knock(self.address)
+                return _connected(self.address).close()
             except OSError as error:
                 if time.monotonic() > deadline:
                     raise SearchError(f"the ray head at {self.address} is gone") from error
@@ -184,20 +184,18 @@ def _name(handle: Any) -> str:
     return handle.task_id().hex()  # type: ignore[no-any-return]
 
 
-def _knock(address: str) -> None:
+def _connected(address: str) -> socket.socket:
     """Raise an OSError unless something listens there."""
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host, int(port)), timeout=CONNECT).close()
+        return socket.create_connection((host, int(port)), timeout=CONNECT)
     except ValueError:
         raise OSError("it has no port") from None
 
 
 def _greet(address: str) -> None:
     """Raise an OSError unless what listens there speaks HTTP/2, as a head does: ray waits for minutes for others."""
-    host, _, port = address.rpartition(":")
-    _knock(address)
-    with socket.create_connection((host, int(port)), timeout=CONNECT) as connection:
+    with _connected(address) as connection:
         connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS)
         if connection.recv(len(_SETTINGS))[3:4] != _SETTINGS[3:4]:
             raise OSError("what answers there is no ray head")

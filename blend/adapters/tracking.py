@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from blend.errors import InputError
-from criteria.graph import ChannelGraph, Member
+from criteria.graph import ChannelGraph
+from criteria.remains import positions_left
 
 Indices = NDArray[np.int64]
-Side = tuple[str, bool]  # a layer, and whether it is about its outputs
+Side = tuple[str, bool]  # a layer, and whether it is about its inputs
 
 
 class Survivors:
@@ -24,11 +24,7 @@ class Survivors:
 
     def __init__(self, graph: ChannelGraph) -> None:
         self.alive: dict[str, NDArray[np.bool_]] = {g.name: np.ones(g.size, dtype=bool) for g in graph.groups}
-        self._members: defaultdict[Side, list[tuple[str, Member]]] = defaultdict(list)
-        for group in graph.groups:
-            for is_output, members in ((True, group.producers), (False, group.consumers)):
-                for member in members:
-                    self._members[member.layer, is_output].append((group.name, member))
+        self._sides = graph.sides
 
     def channels(self, layer: str) -> list[tuple[str, Indices]]:
         """Whose channels a layer puts out: of each group, for each position that is left, the channel's number there.
@@ -36,8 +32,8 @@ class Survivors:
         A number is that of before anything was removed; -1 stands for a position that belongs to none of the group.
         Nothing for a layer whose outputs the graph leaves alone.
         """
-        side = (layer, True)
-        return [(group, member.channels[self._left(side)]) for group, member in self._members.get(side, ())]
+        side = (layer, False)
+        return [(group, member.channels[self._left(side)]) for group, member in self._sides.get(side, ())]
 
     def remove(self, layer: str, is_output: bool, positions: Iterable[int]) -> None:
         """Follows the removal of positions of a layer's outputs, or inputs, as they are numbered at that moment.
@@ -46,17 +42,17 @@ class Survivors:
             InputError: If a part of a channel stays, what is removed is not known to the graph, or was removed before
                 together with another layer's.
         """
-        side = (layer, is_output)
-        if side not in self._members:
+        side = (layer, not is_output)
+        if side not in self._sides:
             raise InputError(f"layer '{layer}' was pruned, whose channels the blend does not know")
         left, where = self._left(side), list(positions)
         if where and max(where) >= len(left):
             raise self._apart(layer)
         gone = {}
-        for group, member in self._members[side]:
+        for group, member in self._sides[side]:
             numbers = member.channels[left[where]]
             gone[group] = np.unique(numbers[numbers >= 0])
-        whole = sum(np.isin(member.channels, gone[group]).sum() for group, member in self._members[side])
+        whole = sum(np.isin(member.channels, gone[group]).sum() for group, member in self._sides[side])
         if whole != len(where):
             raise InputError(f"a part of a channel of layer '{layer}' was pruned: some of its positions stay")
         for group, numbers in gone.items():
@@ -68,13 +64,13 @@ class Survivors:
         Raises:
             InputError: They are not as many.
         """
-        for side, width in (((layer, True), outputs), ((layer, False), inputs)):
-            if side in self._members and len(self._left(side)) != width:
+        for side, width in (((layer, False), outputs), ((layer, True), inputs)):
+            if side in self._sides and len(self._left(side)) != width:
                 raise self._apart(layer)
 
     def _apart(self, layer: str) -> InputError:
-        groups = {group for is_output in (True, False) for group, _ in self._members.get((layer, is_output), ())}
-        makers = [name for (name, is_output), of in self._members.items() if is_output and groups & {g for g, _ in of}]
+        groups = {group for consumes in (False, True) for group, _ in self._sides.get((layer, consumes), ())}
+        makers = [name for (name, consumes), of in self._sides.items() if not consumes and groups & {g for g, _ in of}]
         tied = ", ".join(f"'{name}'" for name in makers)
         return InputError(
             f"the channels of layer '{layer}' cannot be followed: those of {tied} belong together in the blend, and "
@@ -83,8 +79,7 @@ class Survivors:
 
     def _left(self, side: Side) -> Indices:
         """The positions that are left, by their numbers before anything was removed."""
-        stays = [np.append(self.alive[group], True)[member.channels] for group, member in self._members[side]]
-        return np.flatnonzero(np.logical_and.reduce(stays))
+        return np.flatnonzero(positions_left(self._sides[side], self.alive))
 
 
 def distinct_ranks(scores: Sequence[NDArray[np.float64]], floors: Sequence[int]) -> list[Indices]:

@@ -53,9 +53,8 @@ class PrunedNetwork:
         self._originals = {name: self._tensors[name].detach().clone() for name in self._plan}
         touched = {name.rpartition(".")[0] for name in self._plan}
         # One whose inputs are down to one for each conv group looks like a depthwise one; the graph knows better.
-        mixing = {axis.tensor.rpartition(".")[0] for axis in graph.axes if axis.consumes}
         modules = [(name, module) for name, module in self.shell.named_modules() if name in touched]
-        self._layers = [(module, None if name in mixing else unit_of(module)) for name, module in modules]
+        self._layers = [(module, None if name in graph.mixing else unit_of(module)) for name, module in modules]
         self._outputs = {axis.tensor: axis.owner for axis in graph.axes if not axis.consumes}
         self.added: dict[str, nn.Parameter] = {}
 

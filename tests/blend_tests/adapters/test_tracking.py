@@ -75,7 +75,7 @@ def test_a_pruner_that_takes_apart_what_is_tied_is_noticed(joined):
 
 
 class Concatenating(nn.Module):
-    """A layer that reads two groups and the images, and one whose halves go two ways."""
+    """A layer that reads two groups and the images between them."""
 
     def __init__(self):
         super().__init__()

@@ -461,7 +461,7 @@ class TestWhatGoesWrongForAMoment:
                     found[whom] = [replace(evaluation, **lost) for evaluation in found[whom]]
                 return found
 
-            monkeypatch.setattr("blend.pipeline.order.evaluate_all", fails)
+            monkeypatch.setattr("blend.pipeline.execution.evaluate_all", fails)
 
         return failing
 
@@ -483,7 +483,7 @@ class TestWhatGoesWrongForAMoment:
         cut = Run(tmp_path / "run")
         assert (cut.status, re.match(told, cut.get("error")) is None) == ("failed", False)
         assert not [e for e in cut.evaluations() if e.phase == phase]
-        monkeypatch.setattr("blend.pipeline.order.evaluate_all", evaluate_all)
+        monkeypatch.setattr("blend.pipeline.execution.evaluate_all", evaluate_all)
         assert_same(resume(cut), whole)
 
 
