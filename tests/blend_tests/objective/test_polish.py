@@ -1,9 +1,9 @@
 """Polishing: channels near the cut change places, exactly resumed, and exported so that it can be left out."""
 
 import json
-import os
 import signal
-import time
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ from blend.task import load_task
 from criteria import ChannelGraph
 from search.swap import SwapSearch
 
-from ..pipeline.test_pipeline import TASK, assert_same, config, history, in_process, launch  # noqa: F401
+from ..pipeline.test_pipeline import CRITERIA, TASK, assert_same, config, history, in_process  # noqa: F401
 from ..small_networks import graph_of, random_table
 
 _, GRAPH = graph_of("resnet20")
@@ -250,24 +250,33 @@ class TestSameBytes:
         assert history(Run(tmp_path / "cut")) == history(polished)[: len(history(Run(tmp_path / "cut")))]
         assert_same(resume(Run(tmp_path / "cut")), polished)
 
-    def test_killed_while_polishing(self, polished, tmp_path):
-        more = ("--evaluations", "64", "--polish", "32", "--no-random-search")
-        process = launch(tmp_path, 1, TASK, *more)
-        deadline = time.monotonic() + 180
-        while not count_polished(tmp_path / "cut"):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait(timeout=60)
+    @pytest.mark.parametrize("generation", [1, 3])
+    def test_killed_while_polishing(self, polished, tmp_path, generation):
+        asked = ["search", TASK, "--evaluations", "64", "--polish", "32", "--no-random-search", "--population", "8"]
+        asked += ["--criteria", ",".join(CRITERIA), "--workers", "1", "--runs-dir", str(tmp_path), "--name", "cut"]
+        command = [sys.executable, "-c", KILLED, str(8 * generation), *asked]
+        assert subprocess.run(command, capture_output=True, timeout=180).returncode == -signal.SIGKILL
         cut = Run(tmp_path / "cut")
         assert cut.status == "interrupted"
-        assert 0 < count_polished(cut.folder) < 32
+        assert sum(e.phase == "polish" for e in cut.evaluations()) == 8 * generation
         assert_same(resume(cut), polished)
 
 
-def count_polished(folder):
-    return sum(e.phase == "polish" for e in Run(folder).evaluations()) if (folder / "run.db").exists() else 0
+KILLED = """
+import os, signal, sys
+from blend.cli import main
+from blend.runs import Run
+
+polished, commit = int(sys.argv.pop(1)), Run.commit
+
+def killed(run, *what):
+    commit(run, *what)
+    if sum(e.phase == "polish" for e in run.evaluations()) == polished:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Run.commit = killed
+main()
+"""
 
 
 def test_the_summary_is_json(polished):
