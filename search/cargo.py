@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import platform
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import cloudpickle
 
+from search.machine import kind
 from search.worker import failure
 
 Fetch = Callable[[], bytes | memoryview]
@@ -42,6 +44,30 @@ class Parcel:
     cargo: Mapping[str, Cargo]
 
 
+@dataclass(frozen=True)
+class Unfit:
+    """In the place of a result: what functions refer to cannot be had in a worker, through no fault of the item.
+
+    Attributes:
+        reason: One line.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What comes back from a worker on another machine.
+
+    Attributes:
+        outcome: What the function returned; a `Failure` if it raised, `Unfit` if it could not be put together.
+        kind: Of the worker's processor.
+    """
+
+    outcome: Any
+    kind: str
+
+
 def parcel(function: Callable[..., Any]) -> Parcel:
     """Take a function apart: it, which may be another for every generation, and its cargo."""
     file = io.BytesIO()
@@ -50,25 +76,26 @@ def parcel(function: Callable[..., Any]) -> Parcel:
     return Parcel(file.getvalue(), packer.cargo)
 
 
-def call(pickled: bytes, fetch: Mapping[str, Fetch], item: Any) -> Any:
+def call(pickled: bytes, fetch: Mapping[str, Fetch], item: Any) -> Reply:
     """Put a function together in a worker and call it.
 
     Args:
         pickled: Of the parcel.
         fetch: How to get the cargo; called for what this process does not hold yet. It holds on to no other.
         item: Passed to the function.
-
-    Returns:
-        What the function returned; a `Failure` if it raised.
     """
     try:
         for key in set(_held) - set(fetch):
             del _held[key]
         for key in set(fetch) - set(_held):
             _held[key] = pickle.loads(fetch[key]())
-        return _Unpacker(io.BytesIO(pickled)).load()(item)
+        function = _Unpacker(io.BytesIO(pickled)).load()
+    except Exception as error:  # noqa: BLE001 - told to whoever waits
+        return Reply(Unfit(f"the worker on {platform.node()}: {failure(error).reason}"), kind())
+    try:
+        return Reply(function(item), kind())
     except Exception as error:  # noqa: BLE001 - one item's error is its result
-        return failure(error)
+        return Reply(failure(error), kind())
 
 
 class _Packer(cloudpickle.Pickler):

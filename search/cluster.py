@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from search.cargo import Parcel, parcel
+from search.cargo import Parcel, Reply, Unfit, parcel
+from search.errors import SearchError
 from search.executor import TICK
+from search.machine import kind
 from search.patience import Patience, Trouble, hangs
 from search.worker import Failure
 
@@ -22,6 +24,10 @@ LOSSES = 3  # times that an item's result may be lost before that is taken for i
 
 class Lost(Trouble):
     """A result that was gone before it came, through no fault of the item."""
+
+
+class Refused(Lost):
+    """No result, as a worker cannot take part."""
 
 
 class ClusterExecutor(ABC):
@@ -43,6 +49,7 @@ class ClusterExecutor(ABC):
         """Keep the time limit; whoever inherits connects."""
         self.patience = Patience(timeout)
         self.tell = tell or (lambda line: None)
+        self._kinds = {kind()}  # of processors
 
     @property
     @abstractmethod
@@ -63,7 +70,7 @@ class ClusterExecutor(ABC):
 
     @abstractmethod
     def _outcome(self, handle: Any) -> Any:
-        """Return the result of one that is done, or a `Trouble`."""
+        """Return the `Reply` to one that is done, or a `Trouble`."""
 
     @abstractmethod
     def _place(self, handle: Any) -> Hashable:
@@ -81,7 +88,7 @@ class ClusterExecutor(ABC):
         """Yield (index, result) for every item, in the order of completion; see `Executor`.
 
         Raises:
-            SearchError: If the cluster is gone.
+            SearchError: If the cluster is gone, or has a worker that cannot take part.
         """
         sent = parcel(function)
         suspects: list[int] = []
@@ -130,6 +137,8 @@ class ClusterExecutor(ABC):
                     losses[job.index] += isinstance(outcome, Lost)
                     if isinstance(outcome, Lost) and losses[job.index] <= LOSSES:
                         waiting.appendleft(job.index)
+                    elif isinstance(outcome, Refused):
+                        raise SearchError(f"a worker of the cluster cannot take part: {outcome.reason}")
                     else:
                         yield job.index, outcome
                 limit = self.patience.limit
@@ -142,12 +151,18 @@ class ClusterExecutor(ABC):
                 self._cancel(list(running))
 
     def _judged(self, handle: Any, job: "_Job") -> Any:
-        outcome = self._outcome(handle)
-        if isinstance(outcome, Failure):
-            return Trouble(outcome.reason)
-        if not isinstance(outcome, Trouble):
-            self.patience.took(job.seconds)
-        return outcome
+        reply = self._outcome(handle)
+        if not isinstance(reply, Reply):
+            return reply
+        if isinstance(reply.outcome, Unfit):
+            return Refused(reply.outcome.reason)
+        if reply.kind not in self._kinds:
+            self._kinds.add(reply.kind)
+            self.tell(_what_differs(reply.kind))
+        if isinstance(reply.outcome, Failure):
+            return Trouble(reply.outcome.reason)
+        self.patience.took(job.seconds)
+        return reply.outcome
 
 
 def _what_is_awaited(workers: int) -> str:
@@ -156,6 +171,13 @@ def _what_is_awaited(workers: int) -> str:
     return (
         f"none of the cluster's {workers} workers has taken up anything for {QUIET:g} s: they may have other work, or "
         "too little memory free to begin; it goes on when one does"
+    )
+
+
+def _what_differs(other: str) -> str:
+    return (
+        f"a worker has another kind of processor ({other}) than this machine ({kind()}), on which results may have "
+        "other last digits: another time the search may go another way"
     )
 
 

@@ -15,10 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from blend import __version__
 from blend.config import SearchConfig
 from blend.errors import InputError
 from blend.evaluation.workspace import Workspace
 from blend.progress import say
+from blend.task import task_function
 from search.cargo import Cargo
 from search.errors import SearchError
 from search.executor import GROWTH, Executor, LocalExecutor
@@ -58,7 +62,8 @@ def _cluster(executor: str) -> Callable[[str, float | None, Callable[[str], None
 class ShippedWorkspace(Workspace, Cargo):
     """A workspace for workers on other machines: pickled, it is its files; unpickled, a local workspace with them.
 
-    The task's file or module must be importable there under the same name.
+    The task's file or module must be importable there under the same name, and what decides over the last digits of a
+    result must be there in the same version.
     """
 
     @property
@@ -72,10 +77,19 @@ class ShippedWorkspace(Workspace, Cargo):
 
     def __reduce__(self) -> tuple[Any, ...]:
         files = {path.name: path.read_bytes() for path in sorted(Path(self.folder).iterdir())}
-        return _unpack, (self.task, self.token, files)
+        return _unpack, (self.task, self.token, files, deciding_versions())
 
 
-def _unpack(task: str, token: str, files: dict[str, bytes]) -> Workspace:
+def deciding_versions() -> dict[str, str]:
+    """Releases of the packages that decide over the last digits of a result."""
+    return {name: found.partition("+")[0] for name, found in (("blend", __version__), ("torch", torch.__version__))}
+
+
+def _unpack(task: str, token: str, files: dict[str, bytes], versions: dict[str, str]) -> Workspace:
+    for (name, wanted), found in zip(versions.items(), deciding_versions().values(), strict=True):
+        if found != wanted:
+            raise InputError(f"{name} must be {wanted} there, as for the search, got {found}")
+    task_function(task)  # it fails here rather than with the first candidate, whose fault it would seem
     if token not in _unpacked:
         while _unpacked:
             shutil.rmtree(_unpacked.popitem()[1], ignore_errors=True)

@@ -12,7 +12,7 @@ from blend.disk import durably
 from blend.errors import InputError
 from blend.evaluation.executors import open_executor
 from blend.pipeline.execution import Execution
-from blend.pipeline.same_task import check_same_task, marks
+from blend.pipeline.same_task import check_same_task, marks, warn_of_another_machine
 from blend.problem import Problem, prepare
 from blend.progress import say
 from blend.runs import SCORES, NameTaken, Run, check_free
@@ -80,6 +80,7 @@ def resume(run: Run, **elsewhere: Any) -> Run:
         else:
             problem = prepare(config, here.folder / SCORES)
             check_same_task(here, problem)
+            warn_of_another_machine(here)
         here.commit({"status": "running", "error": None})
         Execution(here, problem, executor).go()
     return run

@@ -1,4 +1,4 @@
-"""Whether a run that goes on still has the task that it began with."""
+"""Whether a run that goes on still has the task that it began with, on the kind of machine that it began on."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import Any
 
 from blend.checking import first_judgement
 from blend.errors import InputError
+from blend.evaluation.executors import deciding_versions
 from blend.problem import Problem
+from blend.progress import say
 from blend.runs import Run
+from search.machine import kind
 
 SAME = 1e-3
 """Relative difference of a loss or metric up to which another kind of processor may be the reason."""
@@ -16,7 +19,24 @@ SAME = 1e-3
 
 def marks(problem: Problem) -> dict[str, Any]:
     """What a run keeps to know its task by: hashes of network and data, and what loss and metric say of them."""
-    return {"identity": problem.identity, "judgement": first_judgement(problem.task, problem.splits.heldout)}
+    judged = first_judgement(problem.task, problem.splits.heldout)
+    return {"identity": problem.identity, "judgement": judged, "machine": _machine()}
+
+
+def warn_of_another_machine(run: Run) -> None:
+    """Says if the rest of a run may have other last digits than it would have had where it began."""
+    here = _machine()
+    before = run.get("machine", here)  # runs of earlier versions have none
+    if changes := [f"{here[what]}, not {before.get(what)}" for what in here if here[what] != before.get(what)]:
+        say(
+            f"note: run '{run.name}' did not begin with this: {'; '.join(changes)}; results may have other last digits "
+            "now, so that the run may end otherwise than it would have"
+        )
+
+
+def _machine() -> dict[str, str]:
+    """By what it is called: what decides over the last digits of a result."""
+    return {"processor": kind(), **{name: f"{name} {found}" for name, found in deciding_versions().items()}}
 
 
 def check_same_task(run: Run, problem: Problem) -> None:

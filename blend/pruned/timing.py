@@ -7,10 +7,8 @@ other processes take.
 from __future__ import annotations
 
 import math
-import platform
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 
 from blend.pruning import reproducibly
 from criteria.evaluating import evaluating
+from search.machine import processor
 
 LEAST_ROUNDS = 6
 """Fewer give no interval of the median with 95 % confidence."""
@@ -90,13 +89,3 @@ def batch_of(inputs: Tensor, size: int) -> Tensor:
 def conditions() -> dict[str, Any]:
     """What seconds depend on besides the network: to be kept beside them."""
     return {"threads": 1, "torch": torch.__version__, "cpu": processor()}
-
-
-def processor(listing: Path = Path("/proc/cpuinfo")) -> str:
-    """What the processor calls itself, or its kind where it does not."""
-    names = [line.partition(":")[2].strip() for line in _lines(listing) if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(errors="replace").splitlines() if path.is_file() else []

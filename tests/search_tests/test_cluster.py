@@ -9,6 +9,7 @@ import pytest
 
 from search import Archive, Evolution, Failure, LocalExecutor, SearchError, search
 from search.cargo import Cargo
+from search.machine import kind
 from tests.clusters import DaskWorkers, dask_scheduler
 
 from . import toy
@@ -211,3 +212,53 @@ def test_a_dask_scheduler_that_goes_is_told_of(tmp_path, monkeypatch):
         with pytest.raises(SearchError, match=f"the dask scheduler at {address} is gone"):
             list(results)
         workers.end()
+
+
+class Wanting(Cargo):
+    """What no worker can unpack before it has been tried so many times."""
+
+    def __init__(self, folder, tries):
+        self.folder, self.tries = folder, tries
+
+    @property
+    def key(self):
+        return str(self.folder)
+
+    def pack(self):
+        return pickle.dumps(self)
+
+    def __reduce__(self):
+        return missing_at_first, (self.folder, self.tries)
+
+
+def missing_at_first(folder, tries):
+    for number in range(tries):
+        try:
+            (folder / str(number)).touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        raise ModuleNotFoundError("No module named 'it'")
+    return 5
+
+
+def test_a_worker_that_cannot_take_what_it_is_sent_costs_no_item(executor, tmp_path):
+    results = dict(executor.run(partial(add, Wanting(tmp_path, 3), 1), [2]))
+    assert results[0][0] == 8
+
+
+def test_what_no_worker_can_take_ends_it_and_is_no_items_fault(executor, tmp_path):
+    reason = r"a worker of the cluster cannot take part: the worker on \S+: ModuleNotFoundError: No module named 'it'$"
+    with pytest.raises(SearchError, match=reason):
+        dict(executor.run(partial(add, Wanting(tmp_path, 99), 1), range(6)))
+    assert dict(executor.run(toy.square, [3])) == {0: 9}
+
+
+def test_another_kind_of_processor_is_told_of_once(cluster, executor, monkeypatch):
+    told = []
+    monkeypatch.setattr("search.cluster.kind", lambda: "Fast One 3000")
+    with cluster[0]() as other:
+        other.tell = told.append
+        for _ in range(2):
+            assert dict(other.run(toy.square, range(3))) == {0: 0, 1: 1, 2: 4}
+    [line] = told
+    assert line.startswith(f"a worker has another kind of processor ({kind()}) than this machine (Fast One 3000), on ")

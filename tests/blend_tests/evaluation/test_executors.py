@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from blend.errors import InputError
 from blend.evaluation import executors
 from blend.evaluation.executors import ShippedWorkspace
 
@@ -21,7 +23,7 @@ def workspace(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.setattr(executors, "_unpacked", {})
-    return ShippedWorkspace(str(tmp_path / "work"), "task", "token")
+    return ShippedWorkspace(str(tmp_path / "work"), "digits", "token")
 
 
 def folders(tmp_path):
@@ -31,7 +33,7 @@ def folders(tmp_path):
 def test_a_workspace_arrives_with_its_files_once(workspace, tmp_path):
     arrived = pickle.loads(workspace.pack())
     assert (Path(arrived.folder) / "it.npy").read_bytes() == b"content"
-    assert (arrived.task, arrived.token) == ("task", "token")
+    assert (arrived.task, arrived.token) == ("digits", "token")
     assert pickle.loads(workspace.pack()) == arrived
     assert folders(tmp_path) == [Path(arrived.folder)]
 
@@ -52,8 +54,24 @@ def test_what_a_full_disk_left_half_written_is_not_used(workspace, tmp_path, mon
 
 def test_the_next_takes_its_place(workspace, tmp_path):
     pickle.loads(workspace.pack())
-    other = pickle.loads(ShippedWorkspace(workspace.folder, "task", "other").pack())
+    other = pickle.loads(ShippedWorkspace(workspace.folder, "digits", "other").pack())
     assert folders(tmp_path) == [Path(other.folder)]
+
+
+def test_other_versions_of_what_decides_over_the_last_digits_are_refused(workspace, tmp_path, monkeypatch):
+    packed = workspace.pack()
+    monkeypatch.setattr(torch, "__version__", torch.__version__.partition("+")[0] + "+cu999")
+    assert pickle.loads(packed)
+    monkeypatch.setattr(torch, "__version__", "1.0.0+cpu")
+    with pytest.raises(InputError, match=r"torch must be \d+\.\d+\.\d+ there, as for the search, got 1\.0\.0$"):
+        pickle.loads(packed)
+
+
+def test_a_task_that_is_not_there_is_refused_before_the_first_candidate(workspace, tmp_path):
+    packed = ShippedWorkspace(workspace.folder, f"{tmp_path / 'gone.py'}:task", "token").pack()
+    with pytest.raises(InputError, match=r"gone\.py"):
+        pickle.loads(packed)
+    assert folders(tmp_path) == []
 
 
 KILLED = "import os, pickle, sys; pickle.load(sys.stdin.buffer); os.kill(os.getpid(), 9)"

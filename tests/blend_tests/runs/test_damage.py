@@ -344,6 +344,14 @@ def begun(tmp_path_factory):
     return folder
 
 
+def moved(begun, folder):
+    """The run there, with its task."""
+    shutil.copytree(begun, folder, dirs_exist_ok=True)
+    config = folder / "it" / CONFIG
+    config.write_text(config.read_text().replace(str(begun), str(folder)))
+    return Run(folder / "it")
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -354,12 +362,24 @@ def begun(tmp_path_factory):
     ],
 )
 def test_a_changed_task_is_refused_and_the_run_is_left_as_it_was(begun, tmp_path, capsys, change):
-    shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
-    config, task = tmp_path / "it" / CONFIG, tmp_path / "task.py"
-    config.write_text(config.read_text().replace(str(begun), str(tmp_path)))
+    run, task = moved(begun, tmp_path), tmp_path / "task.py"
     task.write_text(task.read_text().replace(*change))
-    run = Run(tmp_path / "it")
     before = history(run)
     code, said = refused(capsys, "resume", run.folder, "--workers", 1)
     assert (code, said.partition(" its task's")[0]) == (2, "error: run 'it' cannot go on:")
     assert (history(run), run.status) == (before, "interrupted")
+
+
+def test_another_machine_is_told_of(begun, tmp_path, capsys):
+    run = moved(begun, tmp_path)
+    here = run.get("machine")
+    run.commit({"machine": here | {"processor": "Fast One 3000", "torch": "torch 1.0.0"}})
+    resume(run, workers=1)
+    [note] = [line for line in capsys.readouterr().err.splitlines() if "did not begin with this" in line]
+    changes = f"{here['processor']}, not Fast One 3000; {here['torch']}, not torch 1.0.0;"
+    assert note.startswith(f"note: run 'it' did not begin with this: {changes} results may have other last digits now")
+
+
+def test_the_same_machine_is_not(begun, tmp_path, capsys):
+    resume(moved(begun, tmp_path), workers=1)
+    assert "did not begin" not in capsys.readouterr().err
