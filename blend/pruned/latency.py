@@ -180,12 +180,16 @@ def in_blocks(counts: NDArray[np.int64], block: int) -> NDArray[np.int64]:
 
 
 def weight_axes(graph: ChannelGraph) -> dict[str, tuple[int, int]]:
-    """By layer, the numbers of the axes of its weight, or of what else it has; -1 for one that is not there."""
+    """By layer, the numbers of the axes of its weight, or of what else it has; -1 for one that is not there.
+
+    A module with a parameter of its own around other layers is no layer: its seconds are theirs.
+    """
     found: dict[str, dict[str, list[int]]] = {}
     for number, axis in enumerate(graph.axes):
         layer, _, tensor = axis.tensor.rpartition(".")
         found.setdefault(layer, {}).setdefault(tensor, []).append(number)
-    longest = {layer: [*max(tensors.values(), key=len), -1] for layer, tensors in found.items()}
+    around = {name[:end] for name in found if name for end, letter in [(0, "."), *enumerate(name)] if letter == "."}
+    longest = {layer: [*max(tensors.values(), key=len), -1] for layer, tensors in found.items() if layer not in around}
     return {layer: (axes[0], axes[1]) for layer, axes in longest.items()}
 
 

@@ -168,6 +168,25 @@ def test_layers_are_timed_inside_the_network():
     for mask in passes.masks:
         assert found(mask) * 2 == pytest.approx(9 * mask.sum() + 18 * mask.sum() ** 2 + 2 * mask.sum() + 7)
 
+class Scaled(nn.Module):
+    """A block, and a network of it, that scale the channels of what is inside by parameters of their own."""
+
+    def __init__(self, *layers, channels):
+        super().__init__()
+        self.layers, self.scale = nn.Sequential(*layers), nn.Parameter(torch.ones(channels, 1, 1))
+
+    def forward(self, x):
+        return self.layers(x) * self.scale
+
+
+def test_the_seconds_of_layers_are_not_those_of_what_is_around_them_too():
+    block = Scaled(TimedConv(3, 8, 3), nn.ReLU(), channels=8)
+    model = Scaled(block, TimedConv(8, 8, 3), nn.ReLU(), channels=8).eval()
+    inputs = torch.randn(2, 3, 8, 8)
+    passes = timed_passes(model, ChannelGraph.build(model, inputs), inputs, clock=lambda: Clock.now)
+    assert set(passes.layers) == {"layers.0.layers.0", "layers.1"}
+    assert passes.totals == pytest.approx(sum(passes.layers.values()))
+
 
 @pytest.mark.parametrize("reduction", [0.3, 0.5])
 def test_a_pruned_network_corrects_the_model(reduction):
