@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def examine_run(folder: Path) -> Iterator[Finding]:
     """
     area = f"run {folder.name}"
     opened = attempt(area, "folder", lambda: _opened(folder))
-    yield opened
+    yield replace(opened, reason=opened.reason.partition("; blend doctor ")[0])  # which is this
     if opened.outcome == "fail":
         yield Finding(area, "what to do", "pass", "restore the folder from a backup, or search again")
         return

@@ -298,6 +298,18 @@ class TestDoctor:
         assert "work, of a process that was killed" in said
         assert "go on with: blend resume" in said
 
+    @pytest.mark.parametrize("size", [0, 100])
+    def test_does_not_send_to_itself(self, tmp_path, capsys, size):
+        run = Run.create(tmp_path / "it", CONFIGURATION)
+        run.database.close()
+        with (run.folder / DATABASE).open("r+b") as file:
+            file.truncate(size)
+        assert command(["doctor", str(run.folder)]) == 3
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"the {DATABASE} of run 'it'" in said
+        assert "restore the folder from a backup, or search again" in said
+        assert "blend doctor" not in said
+
     def test_sees_one_moment_of_a_search_that_goes_on(self, tmp_path, monkeypatch, capsys):
         run, read = Run.create(tmp_path / "it", CONFIGURATION), Run.evaluations
         run.commit({"search-state": {"generation": 1}}, [evaluation(0)])
