@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import platform
 import warnings
-from collections.abc import Mapping
-from importlib.metadata import version
+from collections.abc import Iterable, Mapping
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +23,7 @@ from blend.errors import InputError, first_problem
 from blend.identity import NetworkIdentity
 from blend.pruning import PrunedNetwork
 from criteria.graph import ChannelGraph, Keep
+from criteria.registry import Criterion
 from criteria.scores import ScoreTable
 
 
@@ -226,10 +227,14 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-def library_versions() -> dict[str, str]:
-    """Versions of what the result depends on."""
-    names = ("blend-pruning", "torch", "deap", "scikit-learn", "scipy", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+def library_versions(criteria: Iterable[Criterion] = ()) -> dict[str, str]:
+    """Versions of what the result depends on: libraries, and the packages that criteria are from."""
+    names = {"blend-pruning", "torch", "deap", "scikit-learn", "scipy", "numpy"}
+    homes = {criterion.function.__module__.partition(".")[0] for criterion in criteria} - {"blend", "criteria"}
+    if homes:
+        packages = packages_distributions()
+        names |= {name for home in homes for name in packages.get(home, ())}
+    return {"python": platform.python_version(), **{name: version(name) for name in sorted(names)}}
 
 
 def layer_names(graph: ChannelGraph) -> Mapping[str, tuple[str, ...]]:

@@ -75,7 +75,7 @@ def blended_criterion(
         },
         seed=config.seed,
         metrics=result,
-        versions=library_versions(),
+        versions=library_versions(records),
     )
 
 

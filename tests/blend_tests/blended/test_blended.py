@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from blend.blended.formula import Blender, GroupFormula
 from blend.budget import CostModel, floors, keep_mask
 from blend.errors import InputError
 from blend.identity import NetworkIdentity, weight_hash
-from criteria import ChannelGraph
+from criteria import CRITERIA, ChannelGraph
 
 from ..small_networks import graph_of, images, macs, random_table
 
@@ -203,3 +204,14 @@ def test_versions_name_what_the_result_depends_on():
         library_versions()["torch"] == torch.__version__.split("+")[0]
         or library_versions()["torch"] == torch.__version__
     )
+
+
+def test_versions_name_the_packages_that_criteria_are_from():
+    own, home = CRITERIA.get("l1"), pytest.approx.__module__.partition(".")[0]
+    foreign, local = replace(own, function=pytest.approx), replace(own, function=of_these_tests)
+    assert home == "_pytest"
+    assert library_versions([own, foreign, local]) == library_versions() | {"pytest": pytest.__version__}
+
+
+def of_these_tests(stats):
+    return stats.weight.sum(1)
