@@ -10,10 +10,10 @@ from search.errors import SearchValueError
 from search.individual import Individual
 from search.novelty import IsKnown, novel
 from search.space import Space
-from search.strategy import AskTell, individuals
+from search.strategy import Strategy, individuals
 
 
-class AgingEvolution(AskTell):
+class AgingEvolution(Strategy):
     """The population is a queue: newcomers enter at one end, the oldest leave at the other, however good they are.
 
     A parent is the best of a sample of the queue, a child its mutation; there is no crossover. A genome stays only
@@ -25,7 +25,7 @@ class AgingEvolution(AskTell):
         space: What is searched.
         population: Number of children in a generation.
         seed: Seed of the own random state.
-        initial: As for `search.strategy.AskTell`.
+        initial: As for `search.strategy.Strategy`.
         lifetime: Generations that a genome lives; ``lifetime × population`` is the length of the queue.
         tournament: Share of the queue that is sampled for a parent.
         mutation: Probability that a gene of a child changes; at least one always does.

@@ -13,7 +13,7 @@ from search.individual import Individual
 from search.novelty import GROWTH, IsKnown, novel
 from search.relaxation import Point, Relaxation
 from search.space import Space
-from search.strategy import AskTell
+from search.strategy import Strategy
 
 FULL_UP_TO = 20
 """Coordinates up to which the whole covariance matrix is learnt; above, only its diagonal.
@@ -26,7 +26,7 @@ _LEAST_STEP = 0.02  # below it nothing new is found: begin again from the best
 _LEAST_AXIS = 1e-7  # of the longest; where genes lie at their bounds, others go on to grow until numbers are spent
 
 
-class CMAES(AskTell):
+class CMAES(Strategy):
     """Covariance matrix adaptation in the relaxation of the space (see `search.relaxation`).
 
     The first generation is that of every strategy; the distribution begins at the best of it. A point outside the box
@@ -42,7 +42,7 @@ class CMAES(AskTell):
         space: What is searched.
         population: Number of genomes in a generation (λ).
         seed: Seed of the own random state.
-        initial: As for `search.strategy.AskTell`.
+        initial: As for `search.strategy.Strategy`.
     """
 
     def __init__(self, space: Space, *, population: int, seed: int, initial: Sequence[Sequence[float]] = ()) -> None:

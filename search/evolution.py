@@ -9,11 +9,11 @@ from search.errors import SearchValueError
 from search.individual import Individual
 from search.novelty import IsKnown, Propose, novel
 from search.space import Space
-from search.strategy import AskTell
+from search.strategy import Strategy
 from search.variation import cross_blocks
 
 
-class Evolution(AskTell):
+class Evolution(Strategy):
     """A (μ + λ) evolution: the best `elite` genomes ever seen are the parents of the next `population`.
 
     An offspring takes whole blocks from two parents and then a sparse mutation. Evaluations are few and dear, so the
@@ -23,7 +23,7 @@ class Evolution(AskTell):
         space: What is searched.
         population: Number of offspring in a generation (λ).
         seed: Seed of the own random state.
-        initial: As for `search.strategy.AskTell`; what fills up the first generation is mostly offspring of theirs.
+        initial: As for `search.strategy.Strategy`; what fills up the first generation is mostly offspring of theirs.
         crossover: Probability that an offspring has two parents.
         mutation: Probability that a gene of an offspring changes; at least one always does.
         tournament: Number of survivors of which the best becomes a parent.

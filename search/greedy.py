@@ -8,7 +8,7 @@ from typing import Any
 
 from search.novelty import IsKnown, novel
 from search.space import Choice, Space
-from search.strategy import AskTell
+from search.strategy import Strategy
 
 _SWEEPS = 4  # without a single new proposal before mutation takes over
 _LEAST_STEP = 1 / 16
@@ -33,7 +33,7 @@ class _Place:
     best: float
 
 
-class GreedySearch(AskTell):
+class GreedySearch(Strategy):
     """Coordinate-wise ascent from the best initial genome.
 
     The first sweep tries in every block, one block after the other, the values that the initial genomes have there,
@@ -49,7 +49,7 @@ class GreedySearch(AskTell):
         population: Largest number of genomes in a generation. A generation never spans two blocks, so that each block
             is decided before the next.
         seed: Seed of the own random state.
-        initial: As for `search.strategy.AskTell`.
+        initial: As for `search.strategy.Strategy`.
     """
 
     adapts = False

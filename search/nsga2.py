@@ -45,7 +45,7 @@ class NSGA2(Evolution):
         space: What is searched.
         population: Number of offspring in a generation, and of parents.
         seed: Seed of the own random state.
-        initial: As for `search.strategy.AskTell`.
+        initial: As for `search.strategy.Strategy`.
         cost: What a genome costs. Without it all cost the same, and fitness alone decides.
 
     Raises:

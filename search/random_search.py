@@ -4,17 +4,17 @@ from collections.abc import Sequence
 
 from search.novelty import IsKnown, novel
 from search.space import Space
-from search.strategy import AskTell
+from search.strategy import Strategy
 
 
-class RandomSearch(AskTell):
+class RandomSearch(Strategy):
     """Samples the space uniformly and remembers the best.
 
     Args:
         space: What is searched.
         population: Number of genomes in a generation.
         seed: Seed of the own random state.
-        initial: As for `search.strategy.AskTell`; without any, everything is sampled.
+        initial: As for `search.strategy.Strategy`; without any, everything is sampled.
     """
 
     adapts = False

@@ -10,14 +10,16 @@ from search.greedy import GreedySearch
 from search.nsga2 import NSGA2
 from search.random_search import RandomSearch
 from search.space import Space
-from search.strategy import AskTell
+from search.strategy import Strategy
 from search.swap import SwapSearch
 
 
 class MakesStrategy(Protocol):
     """What makes a strategy: a class whose other parameters have defaults."""
 
-    def __call__(self, space: Space, *, population: int, seed: int, initial: Sequence[Sequence[float]] = ()) -> AskTell:
+    def __call__(
+        self, space: Space, *, population: int, seed: int, initial: Sequence[Sequence[float]] = ()
+    ) -> Strategy:
         """Return the strategy at generation 0."""
         ...
 

@@ -1,4 +1,4 @@
-"""What a search strategy is, and the part that all of ours share.
+"""What a search strategy is.
 
 A strategy proposes genomes (`ask`) and learns what they were worth (`tell`). It never calls the objective, owns its
 random state, and can be saved and restored exactly.
@@ -10,7 +10,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from deap import tools
 
@@ -27,51 +27,8 @@ _MOST = GROWTH**4  # no more than that: steps would only be clipped at the bound
 _SAMPLED = 4
 
 
-class Strategy(Protocol):
-    """What `search.loop.search` needs; see `AskTell` for the meaning of each part."""
-
-    @property
-    def generation(self) -> int:
-        """Number of completed `tell` calls."""
-        ...
-
-    @property
-    def best(self) -> tuple[list[float], float] | None:
-        """The best genome so far and its fitness."""
-        ...
-
-    @property
-    def rival(self) -> list[float] | None:
-        """A genome which a proposal has to surpass to have any influence; None if every one may have some."""
-        ...
-
-    def ask(self, is_known: IsKnown | None = None, limit: int | None = None) -> list[list[float]]:
-        """Return the genomes to evaluate next."""
-        ...
-
-    def tell(self, genomes: Sequence[Sequence[float]], fitnesses: Sequence[float]) -> None:
-        """Learn the fitness of every genome asked."""
-        ...
-
-    def diversity(self) -> dict[str, float]:
-        """Return how different the population still is."""
-        ...
-
-    def proposals(self) -> dict[str, float]:
-        """Return how many proposals of the last `ask` were known, and what follows."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything that decides the future, as JSON-able data."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state."""
-        ...
-
-
-class AskTell(ABC):
-    """A strategy that keeps the best genomes it has seen; subclasses say how to propose new ones.
+class Strategy(ABC):
+    """Proposes genomes and keeps the best that it has seen; subclasses say how to propose new ones.
 
     Args:
         space: What is searched.

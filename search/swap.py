@@ -20,7 +20,7 @@ class SwapSearch(Evolution):
         space: What is searched; at least one block with two genes of the same kind.
         population: Number of offspring in a generation.
         seed: Seed of the own random state.
-        initial: As for `search.strategy.AskTell`; what they hold is all that can ever be exchanged.
+        initial: As for `search.strategy.Strategy`; what they hold is all that can ever be exchanged.
         crossover: Probability that an offspring has two parents.
         elite: Number of survivors.
 
