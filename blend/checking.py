@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blend.errors import InputError, described
-from blend.task import Split, Splits, Task, accuracy
+from blend.task import FineTuning, Split, Splits, Task, accuracy
 from blend.tasks.splits import check_disjoint, materialise
 from criteria.evaluating import evaluating
 from criteria.losses import LABEL_FREE
@@ -35,6 +35,8 @@ def check_task(task: Task, calibration_loss: str = "task") -> Splits:
         InputError: saying what is wrong with the network, the data, the loss or the metric.
     """
     _check_weights(task.model)
+    if task.finetune is not None and not isinstance(task.finetune, FineTuning):
+        raise InputError(f"finetune must be a blend.FineTuning(train), got {type(task.finetune).__name__}")
     splits = Splits(
         materialise(task.calibration, "calibration", labelled=calibration_loss == "task"),
         materialise(task.heldout, "held-out"),

@@ -14,7 +14,7 @@ from criteria.claims import known_claims
 from criteria.errors import CriterionError, CriterionValueError, DoesNotApply
 from criteria.graph import ChannelGraph, ChannelGroup, Member
 from criteria.layers import is_depthwise
-from criteria.registry import CRITERIA, Criterion, Registry
+from criteria.registry import CRITERIA, Criterion, Registry, failing
 from criteria.specification import declared
 from criteria.stats import Loss
 from criteria.views import GroupStats
@@ -110,9 +110,10 @@ class PassCriterion(Criterion):
 
         Raises:
             DoesNotApply: it applies to none.
-            CriterionError: the function returned other groups or shapes.
+            CriterionError: the function raised, or returned other groups or shapes.
         """
-        found = dict(self.function(network, **self.configured))
+        with failing(self.name):
+            found = dict(self.function(network, **self.configured))
         sizes = {group.name: group.size for group in network.graph.groups}
         for name, scores in found.items():
             if name not in sizes:

@@ -2,10 +2,12 @@
 
 import difflib
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 
+import torch
 from torch import Tensor
 
 from criteria.claims import default_claims, known_claims
@@ -93,17 +95,29 @@ class Criterion:
             Scores of shape (channels,).
 
         Raises:
-            CriterionError: the view lacks something, or the function returned another shape.
+            CriterionError: the view lacks something, or the function raised, or returned another shape.
         """
         if reason := self.missing(stats):
             raise CriterionError(reason)
-        scores = self.function(stats.serving(self.needs), **self.configured)
+        with failing(self.name, f" for {stats.layer!r}"):
+            scores = self.function(stats.serving(self.needs), **self.configured)
         if not isinstance(scores, Tensor) or scores.shape != (stats.rows,):
             got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise CriterionError(
                 f"criterion {self.name!r} must return a tensor of shape ({stats.rows},) for {stats.layer!r}, got {got}"
             )
         return scores
+
+
+@contextmanager
+def failing(name: str, where: str = "") -> Iterator[None]:
+    """Have what a criterion's function raises say whose it is; what memory runs out of is nobody's."""
+    try:
+        yield
+    except (CriterionError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise CriterionError(f"criterion {name!r} failed{where}: {type(error).__name__}: {error}") from error
 
 
 class Registry:
@@ -212,14 +226,17 @@ class Registry:
 
     def _load(self, point: EntryPoint) -> None:
         before = dict(self._criteria)
+        what = f"entry point {point.name!r} = {point.value!r} of group {point.group!r}"
+        cure = "repair or uninstall the package that declares it"
         try:
             point.load()
         except Exception as error:
             self._criteria = before
-            raise CriterionError(
-                f"entry point {point.name!r} = {point.value!r} of group {point.group!r} must load, "
-                f"got {type(error).__name__}: {error}; repair or uninstall the package that declares it"
-            ) from error
+            raise CriterionError(f"{what} must load, got {type(error).__name__}: {error}; {cure}") from error
+        package = point.module.partition(".")[0]
+        homes = {criterion.function.__module__.partition(".")[0] for criterion in self._criteria.values()}
+        if len(self._criteria) == len(before) and package not in homes:
+            raise CriterionError(f"{what} must be a module that registers criteria when imported, got none; {cure}")
 
 
 CRITERIA = Registry(entry_point_group="blend.criteria")

@@ -5,6 +5,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,17 +119,23 @@ def declared(name: str, function: Callable[..., Any]) -> dict[str, Value]:
 
 
 def declared_rules(function: Callable[..., Any]) -> dict[str, Rule]:
-    """The rules for the parameters of a function, where there are any.
-
-    They are read off live annotations: a module with ``from __future__ import annotations`` declares none.
-    """
-    arguments = inspect.signature(function).parameters.values()
+    """The rules for the parameters of a function, where there are any."""
     return {
         argument.name: rule
-        for argument in arguments
-        for rule in getattr(argument.annotation, "__metadata__", ())
-        if argument.kind is inspect.Parameter.KEYWORD_ONLY and isinstance(rule, Rule)
+        for argument in inspect.signature(function).parameters.values()
+        if argument.kind is inspect.Parameter.KEYWORD_ONLY
+        for rule in getattr(_live(argument.annotation, function), "__metadata__", ())
+        if isinstance(rule, Rule)
     }
+
+
+def _live(annotation: Any, function: Callable[..., Any]) -> Any:
+    """What an annotation says that ``from __future__ import annotations`` has kept as text, as far as it is known."""
+    if not isinstance(annotation, str):
+        return annotation
+    with suppress(Exception):
+        return eval(annotation, getattr(inspect.unwrap(function), "__globals__", {}))
+    return None
 
 
 def check(name: str, values: Mapping[str, Value], rules: Mapping[str, Rule]) -> None:

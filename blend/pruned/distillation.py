@@ -9,17 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blend.progress import say
 from blend.pruned.training_data import InMemory, TrainingData
 
 
 def is_logits(outputs: Tensor, targets: Tensor) -> bool:
-    """Whether outputs are (n, classes), as far as their shape tells, and targets that are class indices or shares."""
+    """Whether outputs are (n, classes), as far as their shape tells, and targets that are class indices or shares.
+
+    Args:
+        outputs: Some.
+        targets: All that there are: of a few, several classes each may look like shares.
+    """
     if outputs.ndim != 2 or outputs.shape[1] == 1:
         return False
     if targets.is_floating_point():
-        sums = targets.sum(-1)
-        return targets.shape == outputs.shape and bool((targets >= 0).all()) and sums.allclose(torch.ones_like(sums))
+        sums, same = targets.sum(-1), targets.shape[1:] == outputs.shape[1:]
+        return same and bool((targets >= 0).all()) and sums.allclose(torch.ones_like(sums))
     return targets.ndim == 1
 
 
@@ -32,13 +36,14 @@ class Teacher:
         network: The unpruned network; a copy of it runs.
         temperature: By which logits are divided.
         batch_size: Examples per forward pass of those that are remembered.
+        logits: Whether outputs are class logits.
     """
 
-    def __init__(self, network: nn.Module, temperature: float, batch_size: int) -> None:
+    def __init__(self, network: nn.Module, temperature: float, batch_size: int, *, logits: bool = True) -> None:
         self.network = copy.deepcopy(network).eval()
         self.temperature, self.batch_size = temperature, batch_size
         self._known: Tensor | None = None
-        self._noted = False
+        self._logits = logits
 
     def outputs(self, inputs: Tensor, rows: Tensor | None, data: TrainingData) -> Tensor:
         """The teacher's outputs for a batch."""
@@ -53,15 +58,9 @@ class Teacher:
                 self._known = torch.cat([self.network(part) for part in parts])
             return self._known[rows]
 
-    def distance(self, outputs: Tensor, wanted: Tensor, targets: Tensor) -> Tensor:
+    def distance(self, outputs: Tensor, wanted: Tensor) -> Tensor:
         """Of the outputs from the teacher's: a divergence for class logits, else the mean squared error."""
-        if not is_logits(outputs, targets):
-            self._note(outputs)
+        if not self._logits:
             return F.mse_loss(outputs, wanted)
         student, teacher = (F.log_softmax(logits / self.temperature, 1) for logits in (outputs, wanted))
         return self.temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
-
-    def _note(self, outputs: Tensor) -> None:
-        if not self._noted:
-            say(f"note: outputs of shape {tuple(outputs.shape)} are not class logits: distilled by mean squared error")
-        self._noted = True

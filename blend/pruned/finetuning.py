@@ -25,14 +25,15 @@ from torch import Tensor, nn
 from blend.defaults import CPU
 from blend.device import placed
 from blend.errors import BlendError, InputError, described
-from blend.progress import Progress, progress
+from blend.progress import Progress, progress, say
 from blend.pruned.buffers import all_tensors, put_tensors
-from blend.pruned.distillation import Teacher
+from blend.pruned.distillation import Teacher, is_logits
 from blend.pruned.step import judged
 from blend.pruned.training_data import InMemory, Streamed, TrainingData, seeded, training_data
 from blend.pruning import reproducibly
 from blend.task import FineTuning, Split, Task
 from blend.tasks.splits import Data
+from criteria.evaluating import evaluating
 
 Course: TypeAlias = list[dict[str, Any]]
 """Per epoch, from 0, the network before: ``epoch``, ``loss`` of training (None at 0), ``heldout_loss``,
@@ -66,9 +67,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuses values out of range."""
-        for name in ("epochs", "batch_size"):
-            if not isinstance(getattr(self, name), int):
-                raise InputError(f"{name} must be a whole number, got {getattr(self, name)!r}")
+        for name, value in vars(self).items():
+            if name in ("epochs", "batch_size") and not isinstance(value, int):
+                raise InputError(f"{name} must be a whole number, got {value!r}")
+            if not isinstance(value, int | float):
+                raise InputError(f"{name} must be a number, got {value!r}")
         for name, low in (("epochs", 1), ("batch_size", 1), ("weight_decay", 0)):
             if not getattr(self, name) >= low:
                 raise InputError(f"{name} must be at least {low}, got {getattr(self, name)}")
@@ -145,7 +148,7 @@ def finetuned(
     data = train if isinstance(train, (InMemory, Streamed)) else training_data(cast("Data", train), recipe.batch_size)
     with reproducibly():
         training = _Training(
-            network, _teacher(teacher, recipe, device), task, data, recipe,
+            network, _teacher(teacher, recipe, device, heldout), task, data, recipe,
             lambda candidate: judged(candidate, task, heldout, batch_size), torch.device(device),
         )  # fmt: skip
         training.restore(checkpoint.load() if checkpoint else None)
@@ -163,12 +166,17 @@ def best_epoch(course: Course) -> int:
     return int(min(course, key=lambda row: (-row["heldout_metric"], row["heldout_loss"], row["epoch"]))["epoch"])
 
 
-def _teacher(network: nn.Module | None, recipe: Recipe, device: str) -> Teacher | None:
+def _teacher(network: nn.Module | None, recipe: Recipe, device: str, heldout: Split) -> Teacher | None:
     if not recipe.distill:
         return None
     if network is None:
         raise InputError(f"distill must be 0 where there is no unpruned network to learn from, got {recipe.distill:g}")
-    return Teacher(placed(network, device), recipe.temperature, recipe.batch_size)
+    with evaluating(network), torch.no_grad():
+        outputs = network(heldout.inputs[:1])
+    if not (logits := is_logits(outputs, heldout.targets)):
+        shape = (len(heldout), *outputs.shape[1:])
+        say(f"note: outputs of shape {shape} are not class logits: distilled by mean squared error")
+    return Teacher(placed(network, device), recipe.temperature, recipe.batch_size, logits=logits)
 
 
 class _Training:
@@ -245,7 +253,7 @@ class _Training:
             if self.teacher is not None:
                 share = self.recipe.distill
                 wanted = self.teacher.outputs(inputs, rows, self.data)
-                loss = (1 - share) * loss + share * self.teacher.distance(outputs, wanted, targets)
+                loss = (1 - share) * loss + share * self.teacher.distance(outputs, wanted)
             self.optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
         except Exception as error:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from blend.disk import durably
 from blend.errors import BlendError, InputError, Interrupted, described
+from blend.progress import say
 from blend.runs.signals import ending_by_signals
 
 REQUEST, LOCK = "request.json", "lock"
@@ -56,17 +57,28 @@ class Unfinished:
         with self._mended():
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = (self.folder / LOCK).open("w")
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(f"'{self.out}' is being made by another process") from None
-            try:
-                self._check(json.loads(json.dumps(request)))
-                yield
-            finally:
-                if not self.begun:
-                    self.remove()
+        left = False
+        try:
+            with lock:
+                self._lock(lock)
+                try:
+                    self._check(json.loads(json.dumps(request)))
+                    yield
+                finally:
+                    if not self.begun:
+                        self.remove()
+                        left = self.folder.exists()
+        finally:
+            if left:  # a network's file system keeps what is open, as the lock was
+                self.remove()
+
+    def _lock(self, lock: IO[str]) -> None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"'{self.out}' is being made by another process") from None
+        except OSError as error:
+            say(f"note: '{self.folder}' cannot be locked ({described(error)}): let nothing else make '{self.out}'")
 
     def _check(self, request: dict[str, Any]) -> None:
         path = self.folder / REQUEST
@@ -125,9 +137,8 @@ class Unfinished:
         self._path(name).unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Removes everything: it is finished, or cannot be gone on with."""
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
+        """Removes everything, as far as it can be: it is finished, or cannot be gone on with."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
     def begun(self) -> bool:

@@ -1,5 +1,6 @@
 import pickle
 import sys
+from importlib import import_module
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -99,6 +100,20 @@ def test_a_wrong_result_is_refused(returned, got):
         criterion(GroupStats("g", "conv", 3))
 
 
+def test_what_a_function_raises_names_the_criterion_and_the_layer():
+    criterion = registered("bad", function=lambda stats: torch.ones(3).reshape(2, 2)).get("bad")
+    with pytest.raises(CriterionError, match=r"'bad' failed for 'conv': RuntimeError: shape '\[2, 2\]' is invalid"):
+        criterion(GroupStats("g", "conv", 3))
+
+
+def test_a_lack_of_memory_is_no_criterions_fault():
+    def hungry(stats):
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        registered("hungry", function=hungry).get("hungry")(GroupStats("g", "conv", 3))
+
+
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """Writes modules and declares each as an entry point."""
@@ -149,6 +164,18 @@ def test_a_repaired_package_is_loaded_after_all(package, monkeypatch):
         sys.foreign.names()
     monkeypatch.setitem(sys.modules, "repaired_module", sys)
     assert sys.foreign.names() == ("h", "i")
+
+
+def test_a_package_that_registers_nothing_is_named(package):
+    package(foreign_j=REGISTER.format("j"), foreign_k="def register_all(): pass")
+    with pytest.raises(CriterionError, match=r"'point_foreign_k' .* must be a module that registers criteria when"):
+        sys.foreign.get("j")
+
+
+def test_a_package_that_is_imported_already_is_fine(package):
+    package(foreign_l=REGISTER.format("l"))
+    import_module("foreign_l")
+    assert sys.foreign.names() == ("l",)
 
 
 def test_a_package_cannot_replace_a_criterion(package):

@@ -129,6 +129,17 @@ def test_rules_are_those_of_annotations():
     assert declared_rules(lambda stats, *, count=1: None) == {}
 
 
+def test_rules_are_found_where_annotations_are_text():
+    source = """
+from __future__ import annotations
+from typing import Annotated
+from criteria.specification import at_least
+def ruled(stats: NotImported, *, count: Annotated[int, at_least(1)] = 3, other: AlsoNot = 1): pass
+"""
+    exec(source, module := {})
+    assert {name: rule.words for name, rule in declared_rules(module["ruled"]).items()} == {"count": "at least 1"}
+
+
 def test_every_default_of_the_registry_keeps_to_its_rule():
     for criterion in CRITERIA:
         check(criterion.name, criterion.parameters, declared_rules(criterion.function))

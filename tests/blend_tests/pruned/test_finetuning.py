@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -15,7 +16,7 @@ from blend import recalibrate
 from blend.checking import check_task
 from blend.errors import BlendError, InputError
 from blend.identity import weight_hash
-from blend.pruned.distillation import Teacher
+from blend.pruned.distillation import Teacher, is_logits
 from blend.pruned.finetuning import Recipe, best_epoch, finetuned
 from blend.pruned.training_data import InMemory
 from blend.pruning import PrunedNetwork
@@ -178,22 +179,42 @@ def test_a_step_that_fails_says_so(pruned):
 
 
 def test_distillation_is_the_divergence_at_a_temperature():
-    teacher, targets = Teacher(nn.Identity(), temperature=2.0, batch_size=8), torch.tensor([0])
+    teacher = Teacher(nn.Identity(), temperature=2.0, batch_size=8)
     student, wanted = torch.tensor([[0.0, 0.0]]), torch.tensor([[2 * math.log(3), 0.0]])
     # softmax(wanted / 2) is (3/4, 1/4), softmax(student / 2) is (1/2, 1/2)
     divergence = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
-    assert float(teacher.distance(student, wanted, targets)) == pytest.approx(4 * divergence)
-    assert float(teacher.distance(wanted, wanted, targets)) == pytest.approx(0.0, abs=1e-7)
-    soft = torch.tensor([[0.9, 0.1]])
-    assert teacher.distance(student, wanted, soft) == teacher.distance(student, wanted, targets)
+    assert float(teacher.distance(student, wanted)) == pytest.approx(4 * divergence)
+    assert float(teacher.distance(wanted, wanted)) == pytest.approx(0.0, abs=1e-7)
 
 
-def test_what_is_no_logits_is_distilled_by_squared_error(capsys):
-    teacher = Teacher(nn.Identity(), temperature=4.0, batch_size=8)
+def test_what_is_no_logits_is_distilled_by_squared_error():
+    teacher = Teacher(nn.Identity(), temperature=4.0, batch_size=8, logits=False)
     outputs, wanted = torch.zeros(2, 3), torch.full((2, 3), 2.0)
-    for _ in range(2):
-        assert float(teacher.distance(outputs, wanted, torch.zeros(2, 3))) == 4.0
+    assert float(teacher.distance(outputs, wanted)) == 4.0
+
+
+def test_all_targets_together_tell_shares_from_several_classes_each():
+    outputs, single = torch.zeros(1, 3), torch.eye(3)
+    assert is_logits(outputs, torch.tensor([0, 2]))
+    assert is_logits(outputs, single)
+    assert not is_logits(outputs, torch.cat([single, torch.tensor([[1.0, 1.0, 0.0]])]))
+    assert not is_logits(outputs, torch.zeros(2, 3))
+
+
+def test_a_batch_with_one_class_each_is_distilled_like_all_others(pruned, capsys):
+    task, splits, network = pruned
+    train = (task.calibration[0][:8], F.one_hot(task.calibration[1][:8], 4).float())
+    several = F.one_hot(splits.heldout.targets, 4).float()
+    several[0] = 1.0
+    heldout = Split(splits.heldout.inputs, several, "held-out")
+    multi = replace(task, loss=F.binary_cross_entropy_with_logits, metric=lambda o, t: -(o.sigmoid() - t).abs().mean(1))
+    recipe = replace(RECIPE, epochs=1)
+    one, _ = finetuned(network, task.model, multi, train, heldout, recipe)
     assert capsys.readouterr().err.count("are not class logits: distilled by mean squared error") == 1
+    shares = Split(heldout.inputs, several / several.sum(1, True), "held-out")
+    two, _ = finetuned(network, task.model, multi, train, shares, recipe)
+    assert "not class logits" not in capsys.readouterr().err
+    assert weight_hash(one) != weight_hash(two)
 
 
 def test_distillation_alone_needs_no_right_labels(pruned):
@@ -217,6 +238,7 @@ def test_a_recipe_is_the_tasks_but_for_what_is_given():
     [
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"epochs": 2.0}, "epochs must be a whole number, got 2.0"),
+        ({"learning_rate": "0.1"}, "learning_rate must be a number, got '0.1'"),
         ({"learning_rate": 0.0}, "learning_rate must be greater than 0, got 0"),
         ({"learning_rate": math.nan}, "learning_rate must be greater than 0, got nan"),
         ({"distill": 1.1}, r"distill must be in \[0, 1\], got 1.1"),
