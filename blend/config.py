@@ -99,6 +99,7 @@ class SearchConfig(BaseModel):
         given = {name: value for name, value in elsewhere.items() if value is not None}
         if given.get("executor", self.executor) != self.executor:
             given.setdefault("address", None)  # the old one is of no use there
+        check_workers(given.get("workers"), given.get("executor", self.executor))
         return search_config(**{**self.model_dump(), **given})
 
     @field_validator("task")
@@ -262,6 +263,16 @@ def task_title(task: str) -> str:
     """What reports call a task: ``file:function`` for ``path/to/file.py:function``, else its name as it is."""
     place, _, function = task.rpartition(":")
     return f"{Path(place).stem}:{function}" if place.endswith(".py") else task
+
+
+def check_workers(asked: object, executor: object) -> None:
+    """Refuses a number of workers where a cluster has its own.
+
+    Raises:
+        InputError: Saying so.
+    """
+    if asked is not None and executor in ("dask", "ray"):
+        raise InputError(f"workers must be left out with executor {executor}, whose cluster has its own, got {asked}")
 
 
 def search_config(**values: Any) -> SearchConfig:

@@ -120,7 +120,7 @@ class Target:
         return cls(quantity or "metric", value)
 
     def __str__(self) -> str:
-        return f"{self.quantity}={self.value:g}"
+        return f"{self.quantity}={self.value!r}"
 
     def is_reached(self, best: Evaluation) -> bool:
         """Whether a candidate reaches it."""

@@ -11,7 +11,7 @@ from typing import Any
 import cloudpickle
 
 from search.machine import kind
-from search.worker import failure
+from search.worker import Unfit, attempted, failure
 
 Fetch = Callable[[], bytes | memoryview]
 
@@ -45,22 +45,11 @@ class Parcel:
 
 
 @dataclass(frozen=True)
-class Unfit:
-    """In the place of a result: what functions refer to cannot be had in a worker, through no fault of the item.
-
-    Attributes:
-        reason: One line.
-    """
-
-    reason: str
-
-
-@dataclass(frozen=True)
 class Reply:
     """What comes back from a worker on another machine.
 
     Attributes:
-        outcome: What the function returned; a `Failure` if it raised, `Unfit` if it could not be put together.
+        outcome: As of `search.worker.attempted`; `Unfit`, too, if the function could not be put together.
         kind: Of the worker's processor.
     """
 
@@ -91,11 +80,12 @@ def call(pickled: bytes, fetch: Mapping[str, Fetch], item: Any) -> Reply:
             _held[key] = pickle.loads(fetch[key]())
         function = _Unpacker(io.BytesIO(pickled)).load()
     except Exception as error:  # noqa: BLE001 - told to whoever waits
-        return Reply(Unfit(f"the worker on {platform.node()}: {failure(error).reason}"), kind())
-    try:
-        return Reply(function(item), kind())
-    except Exception as error:  # noqa: BLE001 - one item's error is its result
-        return Reply(failure(error), kind())
+        outcome: Any = Unfit(failure(error).reason)
+    else:
+        outcome = attempted(function, item)
+    if isinstance(outcome, Unfit):
+        outcome = Unfit(f"the worker on {platform.node()}: {outcome.reason}")
+    return Reply(outcome, kind())
 
 
 class _Packer(cloudpickle.Pickler):

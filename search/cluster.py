@@ -8,26 +8,27 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from search.cargo import Parcel, Reply, Unfit, parcel
+from search.cargo import Parcel, Reply, parcel
 from search.errors import SearchError
 from search.executor import TICK
 from search.machine import kind
 from search.patience import Patience, Trouble, hangs
-from search.worker import Failure
+from search.worker import Failure, Unfit
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 QUIET = 15.0  # seconds without anything under way after which that is told
 LOSSES = 3  # times that an item's result may be lost before that is taken for its fault
+PAUSES = (2.0, 8.0, 30.0)  # seconds before an item is sent again that a worker has refused: its disk may have been full
 
 
 class Lost(Trouble):
     """A result that was gone before it came, through no fault of the item."""
 
 
-class Refused(Lost):
-    """No result, as a worker cannot take part."""
+class Refused(Trouble):
+    """No result, as a worker can run no item at all."""
 
 
 class ClusterExecutor(ABC):
@@ -39,10 +40,12 @@ class ClusterExecutor(ABC):
 
     A function travels with every item, its `Cargo` once to each worker.
 
+    A worker that can run no item is waited for, while others go on; what is refused to the end ends it all.
+
     Args:
         timeout: As for `LocalExecutor`; it counts from when a worker takes up an item. What hangs costs its worker
             process, which is ended.
-        tell: Is told, in one line, when no worker has taken up anything for a while.
+        tell: Is told, in one line, when no worker has taken up anything for a while, or one cannot.
     """
 
     def __init__(self, timeout: float | None = None, tell: Callable[[str], None] | None = None) -> None:
@@ -113,11 +116,12 @@ class ClusterExecutor(ABC):
 
     def _attempt(self, sent: Parcel, items: Sequence[Any], indices: Iterable[int]) -> Iterator[tuple[int, Any]]:
         """Yield every item's index and outcome, in the order of completion."""
-        waiting, losses = deque(indices), Counter[int]()
+        waiting, losses, refusals = deque(indices), Counter[int](), _Refusals(self.tell)
         running: dict[Any, _Job] = {}
         looked, quiet = time.monotonic(), 0.0
         try:
-            while waiting or running:
+            while waiting or running or refusals:
+                waiting.extendleft(refusals.over())
                 workers = self.workers
                 for _ in range(min(len(waiting), workers - len(running))):
                     if (handle := self._submit(sent, items[waiting[0]])) is None:
@@ -127,7 +131,7 @@ class ClusterExecutor(ABC):
                 looked, passed = time.monotonic(), min(time.monotonic() - looked, 2 * TICK)
                 for handle, job in running.items():
                     job.watch(self._place(handle), passed)
-                busy = done or (workers and any(job.place is not None for job in running.values()))
+                busy = done or refusals or (workers and any(job.place is not None for job in running.values()))
                 before, quiet = quiet, 0.0 if busy else quiet + passed
                 if before <= QUIET < quiet:
                     self.tell(_what_is_awaited(workers))
@@ -138,7 +142,7 @@ class ClusterExecutor(ABC):
                     if isinstance(outcome, Lost) and losses[job.index] <= LOSSES:
                         waiting.appendleft(job.index)
                     elif isinstance(outcome, Refused):
-                        raise SearchError(f"a worker of the cluster cannot take part: {outcome.reason}")
+                        refusals.add(job.index, outcome.reason)
                     else:
                         yield job.index, outcome
                 limit = self.patience.limit
@@ -152,8 +156,10 @@ class ClusterExecutor(ABC):
 
     def _judged(self, handle: Any, job: "_Job") -> Any:
         reply = self._outcome(handle)
-        if not isinstance(reply, Reply):
+        if isinstance(reply, Trouble):
             return reply
+        if not isinstance(reply, Reply):
+            return Refused("it has another release of this package")
         if isinstance(reply.outcome, Unfit):
             return Refused(reply.outcome.reason)
         if reply.kind not in self._kinds:
@@ -179,6 +185,42 @@ def _what_differs(other: str) -> str:
         f"a worker has another kind of processor ({other}) than this machine ({kind()}), on which results may have "
         "other last digits: another time the search may go another way"
     )
+
+
+class _Refusals:
+    """Items that workers have refused, which are sent again after a while.
+
+    Args:
+        tell: Is told of each reason once.
+    """
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.tell = tell
+        self._told: set[str] = set()
+        self._count = Counter[int]()
+        self._due: dict[int, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._due)
+
+    def add(self, index: int, reason: str) -> None:
+        """One more; raises a SearchError if that was one too many."""
+        said = f"a worker of the cluster cannot take part: {reason}"
+        self._count[index] += 1
+        if self._count[index] > len(PAUSES):
+            raise SearchError(said)
+        if reason not in self._told:
+            self._told.add(reason)
+            self.tell(f"{said}; what it was to do is tried again in {PAUSES[0]:g} s")
+        self._due[index] = time.monotonic() + PAUSES[self._count[index] - 1]
+
+    def over(self) -> list[int]:
+        """Those to be sent again now."""
+        now = time.monotonic()
+        over = [index for index, due in self._due.items() if due <= now]
+        for index in over:
+            del self._due[index]
+        return over
 
 
 @dataclass

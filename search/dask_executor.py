@@ -13,7 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 from search.cargo import Cargo, Parcel, call
-from search.cluster import ClusterExecutor, Lost
+from search.cluster import ClusterExecutor, Lost, Refused
 from search.errors import SearchError, SearchValueError
 from search.executor import TICK
 from search.patience import Trouble
@@ -130,8 +130,12 @@ class DaskExecutor(ClusterExecutor):
             error = handle.exception()
             if isinstance(error, self._distributed.KilledWorker):
                 return Trouble(KILLED)
-            return Trouble(failure(error).reason)
-        return handle.result()
+            return Refused(failure(error).reason)  # what an item raises is part of a reply
+        try:
+            return handle.result()
+        except CancelledError:  # its worker took it along, just when it was asked for
+            self._check_connected()
+            return Lost(KILLED)
 
     def _place(self, handle: Any) -> Hashable:
         return self._places.get(handle.key)

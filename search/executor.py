@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
-from search.errors import SearchValueError
+from search.errors import SearchError, SearchValueError
 from search.patience import AS_ASKED, Patience, Trouble, hangs
-from search.worker import Answer, Worker, died, failure, imported
+from search.worker import Answer, Unfit, Worker, died, failure, imported
 from search.worker import Failure as Failure  # part of what an executor answers
 
 T = TypeVar("T")
@@ -91,6 +91,7 @@ class LocalExecutor:
 
         Raises:
             KeyboardInterrupt: Ctrl-C in the driver; the workers are ended.
+            SearchError: A worker can run no item at all.
         """
         suspects: list[tuple[_Job, Trouble]] = []
         try:
@@ -170,6 +171,8 @@ class LocalExecutor:
         if isinstance(error, KeyboardInterrupt):
             raise error
         answer = future.result() if error is None else Answer(failure(error), 0)
+        if isinstance(answer.result, Unfit):
+            raise SearchError(f"no candidate can be evaluated: {answer.result.reason}")
         if isinstance(answer.result, Failure):
             return Trouble(answer.result.reason)
         job.worker.release_if_grown(answer.memory)

@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 
 LISTING = Path("/proc/cpuinfo")
-_NUMBERS = ("cpu family", "model")  # clouds give many processors the same name
+_NUMBERS = ("cpu family", "model", "CPU implementer", "CPU part")  # names may be missing, or those of many
 _FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "asimd", "sve", "bf16")
 
 

@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 from search.cargo import Parcel, call
-from search.cluster import ClusterExecutor
+from search.cluster import ClusterExecutor, Refused
 from search.errors import SearchError, SearchValueError
 from search.executor import TICK
 from search.patience import Trouble
@@ -142,8 +142,8 @@ class RayExecutor(ClusterExecutor):
             return self._ray.get(handle)
         except (errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError, errors.TaskCancelledError):
             return Trouble(KILLED)
-        except errors.RayTaskError as error:
-            return Trouble(failure(error.cause).reason)
+        except errors.RayTaskError as error:  # what an item raises is part of a reply
+            return Refused(failure(error.cause).reason)
         except errors.RayError as error:
             return Trouble(failure(error).reason)
 

@@ -18,6 +18,8 @@ from typing import Any
 
 from joblib.externals.loky import ProcessPoolExecutor, process_executor
 
+from search.errors import UnfitWorker
+
 # One thread a worker, however many workers there are: N workers of N threads fight for the cores, and floating-point
 # sums that depend on the number of threads would make results depend on the number of workers.
 _ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
@@ -44,11 +46,22 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Unfit:
+    """In the place of a result from a worker that can run no item at all.
+
+    Attributes:
+        reason: One line for a person.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Answer:
     """What a worker sends back.
 
     Attributes:
-        result: What the function returned; a `Failure` if it raised.
+        result: What `attempted` has returned.
         memory: The worker's resident memory in bytes; 0 where the system does not tell.
     """
 
@@ -124,13 +137,19 @@ def failure(error: BaseException) -> Failure:
     return Failure(textwrap.shorten(f"{type(error).__name__}: {error}", _LINE, placeholder=" …"))
 
 
-def guarded(function: Callable[[Any], Any], item: Any) -> Answer:
-    """Run an item in a worker."""
+def attempted(function: Callable[[Any], Any], item: Any) -> Any:
+    """Return what a function makes of an item; a `Failure` if it raised, `Unfit` if that is the worker's fault."""
     try:
-        result = function(item)
+        return function(item)
+    except UnfitWorker as error:
+        return Unfit(str(error))
     except Exception as error:  # noqa: BLE001 - one item's error is its result; and an exception that can't be
-        result = failure(error)  # unpickled would break the pool
-    return Answer(result, _heap.tidied())
+        return failure(error)  # unpickled would break the pool
+
+
+def guarded(function: Callable[[Any], Any], item: Any) -> Answer:
+    """Run an item in a worker of this machine."""
+    return Answer(attempted(function, item), _heap.tidied())
 
 
 class _Heap:

@@ -17,6 +17,17 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SCHEDULER = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
 SMALL = ["--object-store-memory", "100000000"]
+WITHOUT = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("blend", "search", "criteria"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+"""
+"""A sitecustomize of a worker on a machine where this package is not installed."""
 
 
 def _launch(module, *arguments, **environment):

@@ -66,10 +66,11 @@ def search(
     with what factor in each layer, judging every candidate by the pruned network's held-out loss. Ctrl-C saves and
     stops; [bold]blend resume[/] goes on.
     """
-    from blend.config import parse_options, search_config
+    from blend.config import check_workers, parse_options, search_config
     from blend.runs import run_folder
     from blend.runs.signals import stopping_at_once
 
+    check_workers(workers, executor)
     config = search_config(
         task=task, options=parse_options(option), reduction=reduction, cost=cost, allocation=allocation,
         encoding=encoding, signed=signed, base=base, criteria=names(criteria),

@@ -29,7 +29,7 @@ from search.executor import GROWTH, Executor, LocalExecutor
 
 PREFIX = "blend-worker-"
 YOUNG = 60.0  # seconds in which a folder may not have been locked yet by whoever made it
-_unpacked: dict[str, str] = {}
+_unpacked: dict[str, tuple[str, int]] = {}  # by token: the folder, and the lock on it
 
 
 def open_executor(config: SearchConfig) -> Executor:
@@ -91,28 +91,40 @@ def _unpack(task: str, token: str, files: dict[str, bytes], versions: dict[str, 
             raise InputError(f"{name} must be {wanted} there, as for the search, got {found}")
     task_function(task)  # it fails here rather than with the first candidate, whose fault it would seem
     if token not in _unpacked:
-        while _unpacked:
-            shutil.rmtree(_unpacked.popitem()[1], ignore_errors=True)
-        folder = _new_folder()
+        _remove_all()
+        folder, lock = _new_folder()
         try:
             for name, content in files.items():
                 (Path(folder) / name).write_bytes(content)
         except OSError:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder, lock)
             raise
-        _unpacked[token] = folder
-    return Workspace(_unpacked[token], task, token)
+        _unpacked[token] = folder, lock
+    return Workspace(_unpacked[token][0], task, token)
 
 
-def _new_folder() -> str:
-    """A folder that is this process' for as long as it lives; those of processes that were killed are removed."""
+def _remove(folder: str, lock: int) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    os.close(lock)
+
+
+def _remove_all() -> None:
+    while _unpacked:
+        _remove(*_unpacked.popitem()[1])
+
+
+atexit.register(_remove_all)
+
+
+def _new_folder() -> tuple[str, int]:
+    """A folder that is this process' while it holds the lock; those of processes that were killed are removed."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with suppress(OSError):  # it is another user's, or is being removed
             _remove_if_left(folder)
     made = tempfile.mkdtemp(prefix=PREFIX)
-    fcntl.flock(os.open(made, os.O_RDONLY), fcntl.LOCK_EX)
-    atexit.register(shutil.rmtree, made, ignore_errors=True)
-    return made
+    lock = os.open(made, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return made, lock
 
 
 def _remove_if_left(folder: Path) -> None:

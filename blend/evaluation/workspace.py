@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,11 +20,18 @@ from torch.nn.utils import parametrize
 
 from blend.compensation.consumer_inputs import Reading, rejoined, statistics_only
 from blend.device import kept_on
+from blend.errors import InputError, described
 from blend.evaluation.judge import EXAMPLES, Judge, Settings, unpack
 from blend.pruning.prefixes import PrefixCache
 from blend.task import Split, Splits, Task, task_function
+from criteria.evaluating import evaluating
 from criteria.graph import ChannelGraph
+from search.errors import UnfitWorker
 
+FEW = 16
+"""Held-out examples by which a worker knows that it judges as the search does."""
+SAME = 1e-3
+"""Relative difference of a loss or metric up to which another kind of processor may be the reason."""
 _BFLOAT16 = np.dtype([("bfloat16", np.int16)])  # numpy has none
 
 
@@ -66,15 +74,27 @@ class Workspace:
             np.save(folder / f"moments-{number}.npy", moments)
             bare.append(reading)
         with (folder / "judge.pickle").open("wb") as file:
-            cloudpickle.dump((_plain(task.model), graph, task.loss, task.metric, settings, bare), file)
+            some = (tensor[mixed[:FEW]] for tensor in (splits.heldout.inputs, splits.heldout.targets))
+            said = _verdict(task.model, task.loss, task.metric, *some)
+            cloudpickle.dump((_plain(task.model), graph, task.loss, task.metric, settings, bare, said), file)
 
     def judge(self, *, half: bool = False) -> Judge:
-        """This process' judge, for candidates in half precision if asked for; loaded at the first call."""
-        return _load_judge(self, half)
+        """This process' judge, for candidates in half precision if asked for; loaded at the first call.
+
+        Raises:
+            UnfitWorker: It cannot be loaded, or loss and metric say otherwise than where the workspace was written.
+        """
+        with _loading():
+            return _load_judge(self, half)
 
     def split(self, name: str, device: torch.device) -> Split:
-        """A split (``heldout`` or ``test``), memory-mapped, its inputs on an accelerator if they have room there."""
-        return _load_split(self, name, device)
+        """A split (``heldout`` or ``test``), memory-mapped, its inputs on an accelerator if they have room there.
+
+        Raises:
+            UnfitWorker: It cannot be loaded.
+        """
+        with _loading():
+            return _load_split(self, name, device)
 
 
 @dataclass(frozen=True)
@@ -112,6 +132,36 @@ class TestEvaluation:
         return judge.measure(unpack(phenotype, len(judge.graph)), self.workspace.split("test", judge.device))[1]
 
 
+@contextmanager
+def _loading() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        reason = str(error) if isinstance(error, InputError) else described(error)
+        raise UnfitWorker(f"network and data cannot be loaded: {reason}") from error
+
+
+def _verdict(model: nn.Module, loss: Any, metric: Any, inputs: Tensor, targets: Tensor) -> tuple[float, list[float]]:
+    """What loss and metric say of the network's outputs for some examples."""
+    with evaluating(model), torch.no_grad():
+        outputs = model(inputs)
+        return float(loss(outputs, targets)), metric(outputs, targets).double().tolist()
+
+
+def _check_verdict(before: tuple[float, list[float]], now: tuple[float, list[float]]) -> None:
+    """Refuses code that has changed since this process has imported it, or since the search has.
+
+    Another kind of processor may be the reason that a number is a little different, or the metric of one example.
+    """
+    for what, one, other, different in (("loss", before[0], now[0], 0), ("metric", before[1], now[1], 1)):
+        close = np.isclose(one, other, rtol=SAME, atol=SAME**2, equal_nan=True)
+        if np.sum(~close) > different:
+            raise InputError(
+                f"the task's {what} must say what it says where the search runs, {np.mean(one):.6g} of {FEW} held-out "
+                f"examples, got {np.mean(other):.6g}: its file has changed since; start the workers anew"
+            )
+
+
 def _plain(model: nn.Module) -> nn.Module:
     """The network; a copy with weights as they are, where they are computed from others: that cannot be pickled."""
     if not any(map(parametrize.is_parametrized, model.modules())):
@@ -132,7 +182,9 @@ def _plain(model: nn.Module) -> nn.Module:
 def _load_judge(workspace: Workspace, half: bool) -> Judge:
     task_function(workspace.task)
     with (Path(workspace.folder) / "judge.pickle").open("rb") as file:
-        model, graph, loss, metric, settings, bare = pickle.load(file)
+        model, graph, loss, metric, settings, bare, said = pickle.load(file)
+    some = (_loaded(workspace, f"heldout-{part}")[:FEW] for part in ("inputs", "targets"))
+    _check_verdict(said, _verdict(model, loss, metric, *some))
     if half:
         settings = replace(settings, precision=torch.bfloat16)
     known = rejoined((reading, _loaded(workspace, f"moments-{number}")) for number, reading in enumerate(bare))

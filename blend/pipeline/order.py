@@ -80,7 +80,7 @@ def resume(run: Run, **elsewhere: Any) -> Run:
         else:
             problem = prepare(config, here.folder / SCORES)
             check_same_task(here, problem)
-            warn_of_another_machine(here)
+            warn_of_another_machine(here, config.device)
         here.commit({"status": "running", "error": None})
         Execution(here, problem, executor).go()
     return run

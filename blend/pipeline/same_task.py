@@ -5,38 +5,42 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
+
+from blend import __version__
 from blend.checking import first_judgement
 from blend.errors import InputError
-from blend.evaluation.executors import deciding_versions
+from blend.evaluation.workspace import SAME
 from blend.problem import Problem
 from blend.progress import say
 from blend.runs import Run
 from search.machine import kind
 
-SAME = 1e-3
-"""Relative difference of a loss or metric up to which another kind of processor may be the reason."""
-
 
 def marks(problem: Problem) -> dict[str, Any]:
     """What a run keeps to know its task by: hashes of network and data, and what loss and metric say of them."""
     judged = first_judgement(problem.task, problem.splits.heldout)
-    return {"identity": problem.identity, "judgement": judged, "machine": _machine()}
+    return {"identity": problem.identity, "judgement": judged, "machine": _machine(problem.config.device)}
 
 
-def warn_of_another_machine(run: Run) -> None:
+def warn_of_another_machine(run: Run, device: str) -> None:
     """Says if the rest of a run may have other last digits than it would have had where it began."""
-    here = _machine()
-    before = run.get("machine", here)  # runs of earlier versions have none
-    if changes := [f"{here[what]}, not {before.get(what)}" for what in here if here[what] != before.get(what)]:
+    here = _machine(device)
+    before = run.get("machine", {})  # runs of earlier versions have none
+    changes = [f"{here[what]}, not {before[what]}" for what in here if here[what] != before.get(what, here[what])]
+    if changes:
         say(
             f"note: run '{run.name}' did not begin with this: {'; '.join(changes)}; results may have other last digits "
             "now, so that the run may end otherwise than it would have"
         )
 
 
-def _machine() -> dict[str, str]:
+def _machine(device: str) -> dict[str, str]:
     """By what it is called: what decides over the last digits of a result."""
-    return {"processor": kind(), **{name: f"{name} {found}" for name, found in deciding_versions().items()}}
+    found = {"processor": kind(), "blend": f"blend {__version__}", "torch": f"torch {torch.__version__}"}
+    if device.startswith("cuda"):
+        found["accelerator"] = f"{torch.cuda.get_device_name(device)} with CUDA {torch.version.cuda}"
+    return found
 
 
 def check_same_task(run: Run, problem: Problem) -> None:

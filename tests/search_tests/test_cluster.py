@@ -10,7 +10,7 @@ import pytest
 from search import Archive, Evolution, Failure, LocalExecutor, SearchError, search
 from search.cargo import Cargo
 from search.machine import kind
-from tests.clusters import DaskWorkers, dask_scheduler
+from tests.clusters import WITHOUT, DaskWorkers, dask_scheduler, ray_head
 
 from . import toy
 
@@ -241,11 +241,54 @@ def missing_at_first(folder, tries):
     return 5
 
 
-def test_a_worker_that_cannot_take_what_it_is_sent_costs_no_item(executor, tmp_path):
+@pytest.fixture
+def briefly(monkeypatch):
+    """No long pauses."""
+    monkeypatch.setattr("search.cluster.PAUSES", (0.2, 0.4, 0.8))
+
+
+@pytest.mark.usefixtures("briefly")
+def test_a_worker_that_cannot_take_what_it_is_sent_costs_no_item(executor, monkeypatch, tmp_path):
+    told = []
+    monkeypatch.setattr(executor, "tell", told.append)
+    began = time.monotonic()
     results = dict(executor.run(partial(add, Wanting(tmp_path, 3), 1), [2]))
     assert results[0][0] == 8
+    assert time.monotonic() - began > 1.4
+    [line] = told
+    assert line.startswith("a worker of the cluster cannot take part: the worker on ")
+    assert line.endswith("ModuleNotFoundError: No module named 'it'; what it was to do is tried again in 0.2 s")
 
 
+@pytest.mark.usefixtures("briefly")
+def test_a_worker_that_can_run_no_item_ends_it_and_is_no_items_fault(executor):
+    with pytest.raises(SearchError, match=r"cannot take part: the worker on \S+: no data here$"):
+        dict(executor.run(toy.without_data, range(6)))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("briefly")
+def test_a_ray_node_without_the_package_is_no_items_fault(tmp_path):
+    pytest.importorskip("ray")
+    from search.ray_executor import RayExecutor
+
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT)
+    with (
+        ray_head(1, PYTHONPATH=str(tmp_path)) as (address, _),
+        RayExecutor(address) as executor,
+        pytest.raises(SearchError, match=r"cannot take part: .*failed to import"),
+    ):
+        dict(executor.run(toy.square, range(2)))
+
+
+@pytest.mark.usefixtures("briefly")
+def test_a_worker_of_another_release_is_told_of(executor, monkeypatch):
+    monkeypatch.setattr(executor, "_outcome", lambda handle: Failure("TypeError: it takes 3 arguments"))
+    with pytest.raises(SearchError, match="cannot take part: it has another release of this package"):
+        dict(executor.run(toy.square, range(2)))
+
+
+@pytest.mark.usefixtures("briefly")
 def test_what_no_worker_can_take_ends_it_and_is_no_items_fault(executor, tmp_path):
     reason = r"a worker of the cluster cannot take part: the worker on \S+: ModuleNotFoundError: No module named 'it'$"
     with pytest.raises(SearchError, match=reason):

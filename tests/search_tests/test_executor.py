@@ -73,6 +73,12 @@ def test_yields_in_order_of_completion():
         assert [index for index, _ in executor.run(toy.slow_first, range(4))][-1] == 0
 
 
+def test_a_worker_that_can_run_no_item_is_no_items_fault(executor):
+    with pytest.raises(SearchError, match="no candidate can be evaluated: no data here"):
+        dict(executor.run(toy.without_data, range(4)))
+    assert dict(executor.run(toy.square, [3])) == {0: 9}
+
+
 def test_an_exception_fails_its_item_only(executor):
     results = dict(executor.run(toy.odd_fails, range(4)))
     assert results == {0: 0, 1: Failure("ValueError: odd: 1"), 2: 2, 3: Failure("ValueError: odd: 3")}

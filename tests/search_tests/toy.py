@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from search import Choice, Failure, Real, Space
+from search.errors import UnfitWorker
 
 SPACE = Space(((Choice(4), Real(-1.0, 1.0, 0.3), Real(0.0, 1.0, 0.3)),) * 4)
 RIGHT = [2.0, 0.3, 0.7, 1.0, -0.5, 0.2, 3.0, 0.1, 0.9, 0.0, 0.6, 0.4]
@@ -93,6 +94,10 @@ def odd_fails(item):
     if item % 2:
         raise ValueError(f"odd: {item}")
     return item
+
+
+def without_data(item):
+    raise UnfitWorker("no data here")
 
 
 class Unpicklable(Exception):

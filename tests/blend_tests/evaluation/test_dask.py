@@ -12,21 +12,11 @@ from blend.errors import InputError, Interrupted
 from blend.pipeline import resume, start
 from blend.runs import EXPORT, Run
 from blend.runs.signals import Interruption
-from tests.clusters import DaskWorkers, dask_scheduler, other_servers
+from tests.clusters import WITHOUT, DaskWorkers, dask_scheduler, other_servers
 
 from ..pipeline.test_pipeline import TASK, config, history
 
 FEW = {"evaluations": 48, "random_search": False}
-WITHOUT = """
-import sys
-
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("blend", "search", "criteria"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Missing())
-"""
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +62,10 @@ def test_an_address_is_needed_and_must_answer_before_any_work(tmp_path, capsys, 
         config(executor="dask")
     with pytest.raises(InputError, match="must be used with executor dask or ray, got 'tcp://here:1' with 'local'"):
         config(address="tcp://here:1")
+    few = ["--executor", "dask", "--address", "tcp://127.0.0.1:1", "--workers", "7"]
+    assert main(["search", "no_such_module:task", *few]) == 2
+    rule = "error: workers must be left out with executor dask, whose cluster has its own, got 7"
+    assert capsys.readouterr().err.splitlines()[-1] == rule
     monkeypatch.setattr("search.dask_executor.CONNECT", 1.0)
     with other_servers() as others:
         for address in ("tcp://127.0.0.1:1", "tls://127.0.0.1:1", *(f"tcp://{other}" for other in others)):
@@ -110,6 +104,8 @@ def test_a_run_goes_on_elsewhere(scheduler, workers, tmp_path, monkeypatch):
     moved = Run(tmp_path / "moved")
     with pytest.raises(InputError, match="address must be given with executor dask"):
         resume(moved, executor="dask")
+    with pytest.raises(InputError, match="workers must be left out with executor dask, whose cluster has its own"):
+        resume(moved, executor="dask", address="tcp://127.0.0.1:1", workers=2)
     monkeypatch.setattr("search.dask_executor.CONNECT", 1.0)
     with pytest.raises(InputError, match=r"--address must be .* dask scheduler, got 'tcp://127\.0\.0\.1:1'"):
         resume(moved, executor="dask", address="tcp://127.0.0.1:1")

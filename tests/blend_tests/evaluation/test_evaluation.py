@@ -3,6 +3,7 @@ import math
 import pickle
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from blend.evaluation import HeldoutEvaluation, Judge, Settings, TestEvaluation, Workspace, pack, unpack
+from blend.evaluation.workspace import _load_judge
 from blend.pruning import PrunedNetwork
 from blend.task import Split, Splits, accuracy, load_task, materialise
 from criteria import ChannelGraph
+from search.errors import UnfitWorker
 
 from ..pruning.test_slicing import pruned_by_torch_pruning
 from ..small_networks import graph_of, images, random_keep, tiny, tiny_images
@@ -238,6 +241,46 @@ def test_a_worker_process_gives_the_same_bits(tmp_path):
     direct = Judge(task.model, graph, task.loss, task.metric, splits.calibration.inputs, settings)
     # Not from files but from memory, of another layout: float32 rounding.
     assert answers[0][0]["loss"] == pytest.approx(direct.measure(keep, splits.heldout)[0], rel=1e-5)
+
+
+JUDGES = """
+import torch.nn.functional as F
+
+def loss(outputs, targets):
+    return F.cross_entropy(outputs, targets)
+
+def metric(outputs, targets):
+    return (outputs.argmax(1) == targets).float()
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "otherwise"),
+    [("loss", lambda o, t: 3 * F.cross_entropy(o, t)), ("metric", lambda o, t: 1 - accuracy(o, t))],
+)
+def test_a_worker_that_has_imported_another_loss_or_metric_judges_nothing(tmp_path, monkeypatch, what, otherwise):
+    task = load_task(TASK, {"steps": "3"}, 0)
+    splits = Splits(*(materialise(data, "split") for data in (task.calibration, task.heldout, task.test)))
+    graph = ChannelGraph.build(task.model, task.example_input)
+    (tmp_path / "judges_of_it.py").write_text(JUDGES)
+    monkeypatch.syspath_prepend(tmp_path)
+    judges = import_module("judges_of_it")
+    task.loss, task.metric = judges.loss, judges.metric
+    workspace = Workspace(str(tmp_path / "work"), TASK, token=what)
+    workspace.write(task, graph, splits, Settings())
+    evaluate, phenotype = HeldoutEvaluation(workspace), pack(random_keep(graph, 1))
+    assert math.isfinite(evaluate(phenotype)["loss"])
+    _load_judge.cache_clear()
+    monkeypatch.setattr(judges, what, otherwise)
+    rule = rf"cannot be loaded: the task's {what} must say what it says where the search runs, .* the workers anew"
+    with pytest.raises(UnfitWorker, match=rule):
+        evaluate(phenotype)
+
+
+def test_what_cannot_be_loaded_is_no_candidates_fault(tmp_path):
+    evaluate = HeldoutEvaluation(Workspace(str(tmp_path / "nowhere"), TASK, token="none"))
+    with pytest.raises(UnfitWorker, match=r"cannot be loaded: FileNotFoundError: .*nowhere"):
+        evaluate(b"any")
 
 
 @pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16, torch.float64])

@@ -54,8 +54,10 @@ def test_what_a_full_disk_left_half_written_is_not_used(workspace, tmp_path, mon
 
 def test_the_next_takes_its_place(workspace, tmp_path):
     pickle.loads(workspace.pack())
+    before = len(os.listdir("/proc/self/fd"))
     other = pickle.loads(ShippedWorkspace(workspace.folder, "digits", "other").pack())
     assert folders(tmp_path) == [Path(other.folder)]
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_other_versions_of_what_decides_over_the_last_digits_are_refused(workspace, tmp_path, monkeypatch):
@@ -80,9 +82,9 @@ KILLED = "import os, pickle, sys; pickle.load(sys.stdin.buffer); os.kill(os.getp
 def test_what_a_killed_worker_left_is_removed_by_the_next_one_and_nothing_else(workspace, tmp_path):
     subprocess.run([sys.executable, "-c", KILLED], input=workspace.pack())
     (left,) = folders(tmp_path)
-    mine = executors._new_folder()
+    mine, _ = executors._new_folder()
     assert left.exists()  # it might have been made by a process that has not locked it yet
     for folder in folders(tmp_path):
         os.utime(folder, (0, 0))
-    new = executors._new_folder()
+    new, _ = executors._new_folder()
     assert folders(tmp_path) == sorted(map(Path, (mine, new)))
