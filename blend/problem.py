@@ -24,6 +24,7 @@ from blend.scoring import (
     criteria_of,
     criterion_errors,
     loaded_task,
+    matched_here,
     say_what_is_silent,
     scored_by,
     scored_separately,
@@ -146,6 +147,7 @@ def prepare(
     scores: Path | None = None,
     *,
     separately: bool = False,
+    lenient: bool = False,
     check: Callable[[Task, Splits], None] = lambda *_: None,
 ) -> Problem:
     """Loads and checks a task, scores its channels by every criterion and clusters the criteria.
@@ -154,6 +156,8 @@ def prepare(
         config: What was asked for.
         scores: A score table that was computed before; nothing is collected then.
         separately: Score by each criterion for itself, to see what it costs, and not by all in one sweep.
+        lenient: Leave out, with a note, criteria and patterns of layers that do not apply: they come from the search on
+            another network.
         check: Refuses a task that something will be done with that it is not fit for, before any work.
 
     Raises:
@@ -164,6 +168,8 @@ def prepare(
         criteria = criteria_of(config)
         task, splits = loaded_task(config)
         check(task, splits)
+        if lenient:
+            config = config.model_copy(update={"ignore": matched_here(task.model, config.ignore)})
         graph = checked_graph(task, config.ignore)
         seconds: dict[str, float] = {}
         if scores:
@@ -171,7 +177,7 @@ def prepare(
         elif separately:
             table, seconds = scored_separately(task, splits, graph, criteria, config)
         else:
-            table = scored_by(task, splits, graph, criteria, config)
+            table = scored_by(task, splits, graph, criteria, config, lenient=lenient)
         clusters = {
             group.name: cluster(table, group.name, k=config.clusters, method=config.clustering, seed=config.seed)
             for group in graph.groups

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from blend.checking import check_task
 from blend.config import SearchConfig
@@ -36,14 +36,23 @@ def loaded_task(config: SearchConfig) -> tuple[Task, Splits]:
     return task, check_task(task, config.calibration_loss)
 
 
-def scored(task: Task, splits: Splits, graph: ChannelGraph, config: SearchConfig) -> ScoreTable:
+def scored(
+    task: Task, splits: Splits, graph: ChannelGraph, config: SearchConfig, *, lenient: bool = False
+) -> ScoreTable:
     """The scores of a network's channels by every criterion of a configuration.
+
+    Args:
+        task: The task.
+        splits: Its data.
+        graph: The network's channel graph.
+        config: The configuration.
+        lenient: As for `scored_by`.
 
     Raises:
         InputError: A criterion is unknown, does not apply, or must not read labels and does.
     """
     with criterion_errors():
-        return scored_by(task, splits, graph, criteria_of(config), config)
+        return scored_by(task, splits, graph, criteria_of(config), config, lenient=lenient)
 
 
 def checked_graph(task: Task, ignore: Sequence[str]) -> ChannelGraph:
@@ -58,6 +67,19 @@ def checked_graph(task: Task, ignore: Sequence[str]) -> ChannelGraph:
         say(f"note: {left_alone}")
     check_slicing(task.model, graph, task.example_input)
     return graph
+
+
+def matched_here(model: nn.Module, ignore: Sequence[str]) -> tuple[str, ...]:
+    """Those of some patterns that match a layer of a network; says which do not."""
+    found = []
+    for pattern in ignore:
+        try:
+            matching_layers(model, [pattern])
+        except CriterionError:
+            say(f"note: no layer is called like '{pattern}' here, which is ignored in the network of the search")
+        else:
+            found.append(pattern)
+    return tuple(found)
 
 
 def ignored_groups(task: Task, graph: ChannelGraph, ignore: Sequence[str]) -> set[str]:
@@ -114,11 +136,20 @@ def criterion_errors() -> Iterator[None]:
 
 
 def scored_by(
-    task: Task, splits: Splits, graph: ChannelGraph, criteria: Sequence[Criterion], config: SearchConfig
-) -> ScoreTable:
+    task: Task, splits: Splits, graph: ChannelGraph, criteria: Sequence[Criterion], config: SearchConfig,
+    *, lenient: bool = False,
+) -> ScoreTable:  # fmt: skip
     """The scores by some criteria, from one sweep; says what the table notes.
 
     Nobody has named the default criteria, and not every network has something for each of them.
+
+    Args:
+        task: The task.
+        splits: Its data.
+        graph: The network's channel graph.
+        criteria: The criteria.
+        config: How to score by them.
+        lenient: Whether the others are nobody's choice, either.
 
     Raises:
         CriterionError: A criterion that was chosen does not apply.
@@ -131,7 +162,8 @@ def scored_by(
             loss, batches = label_free(name, network, batches)
         table = score(
             network, graph, list(batches), loss, criteria,
-            metric=metric, seed=config.seed, on_step=on_step, strict=config.criteria != DEFAULT_CRITERIA,
+            metric=metric, seed=config.seed, on_step=on_step,
+            strict=not lenient and config.criteria != DEFAULT_CRITERIA,
         )  # fmt: skip
     for line in notes_in_words([asdict(note) for note in table.notes], len(table.groups)):
         say(line)

@@ -96,6 +96,8 @@ class Task:
         name: what reports call it.
         ignore: patterns (as in a shell) of the names of layers never to be pruned.
         finetune: how to train a pruned network further.
+        heldout_draws: how often all of the held-out examples are there, one copy behind the other, such as with other
+            noise; intervals count each of them once.
     """
 
     model: nn.Module
@@ -108,6 +110,7 @@ class Task:
     name: str = ""
     ignore: Sequence[str] = ()
     finetune: FineTuning | None = None
+    heldout_draws: int = 1
 
 
 class Splits(NamedTuple):

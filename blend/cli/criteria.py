@@ -16,8 +16,8 @@ from blend.cli.options import (
     Device,
     Ignore,
     Json,
+    OneReduction,
     Options,
-    Reduction,
     RunsDir,
     Seed,
     TaskArgument,
@@ -64,7 +64,7 @@ def criteria(
 @commands.command(epilog="Example:  blend compare textures --criteria l1,l2,fpgm,taylor_fo --figure compare.html")
 def compare(
     task: TaskArgument,
-    reduction: Reduction = "0.5",
+    reduction: OneReduction = "0.5",
     cost: Annotated[str, typer.Option(help="What is reduced: macs or params.")] = "macs",
     criteria: Criteria = CHEAP_CRITERIA,
     calibration_loss: CalibrationLoss = "task",
@@ -104,6 +104,8 @@ def compare(
     """
     from blend.config import parse_options, search_config
 
+    if ":" in reduction:
+        raise InputError(f"reduction must be a number in (0, 1), got '{reduction}'")
     config = search_config(
         task=task, options=parse_options(option), reduction=reduction, cost=cost, criteria=names(criteria), seed=seed,
         allocation=allocation, calibration_loss=calibration_loss, clusters=clusters, clustering=clustering,

@@ -127,10 +127,10 @@ Reduction = Annotated[
     str,
     typer.Option(
         metavar="SHARE",
-        help="Share of the cost to remove, in (0, 1). blend search --strategy nsga2 takes a range, 0.3:0.7 (which 0.5 "
-        "stands for).",
+        help="Share of the cost to remove, in (0, 1). With --strategy nsga2 a range, 0.3:0.7 (which 0.5 stands for).",
     ),
 ]
+OneReduction = Annotated[str, typer.Option(metavar="SHARE", help="Share of the cost to remove, in (0, 1).")]
 Encoding = Annotated[
     str,
     typer.Option(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 from scipy.cluster.hierarchy import fcluster
 
 from blend.comparison.transform import Transform, group_costs
@@ -28,6 +29,8 @@ SAME = 0.8
 """Criteria whose branches of the dendrogram join at this mean rank correlation or a higher one say the same."""
 
 SURE = 1.96  # standard errors in a 95 % interval
+RANDOM_MASKS = 10
+"""So many tell how much masks of chance differ."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,13 @@ class Judged:
         values: the metric of every example; the mean over masks where there are several.
         loss: mean loss.
         reduction: the share of the cost that is really gone.
+        spread: standard deviation of the masks' mean metrics, where there are several.
     """
 
     values: NDArray[np.float64]
     loss: float
     reduction: float
+    spread: float = 0.0
 
     def to_dict(self) -> dict[str, float]:
         """Plain numbers."""
@@ -85,12 +90,12 @@ def compare(config: SearchConfig, transform: Transform = Transform()) -> dict[st
         "transform": transform.name,
         "calibration_loss": config.calibration_loss,
         "compensate": config.compensate,
-        "heldout_examples": len(problem.splits.heldout),
+        "heldout_examples": len(problem.splits.heldout) // problem.task.heldout_draws,
         **report,
         "linkage": tree.tolist(),
         "order": [problem.table.criteria[leaf] for leaf in leaves],
         "unpruned": judged["unpruned"].to_dict(),
-        "random": judged["random-mask"].to_dict(),
+        "random": judged["random-mask"].to_dict() | {"spread": judged["random-mask"].spread, "masks": RANDOM_MASKS},
         "results": results,
         "same": _same(report, tree.tolist()),
         "recommended": _recommended(results, judged),
@@ -117,7 +122,7 @@ def _contenders(problem: Problem, transform: Transform) -> tuple[list[Baseline],
             reasons[name] = UNRANKED[problem.config.allocation]
         else:
             chosen.append(found)
-    return [*chosen, contest.random_masks()], reasons
+    return [*chosen, contest.random_masks(RANDOM_MASKS)], reasons
 
 
 def _judged(problem: Problem, chosen: Sequence[Baseline]) -> dict[str, Judged]:
@@ -136,13 +141,16 @@ def _judged(problem: Problem, chosen: Sequence[Baseline]) -> dict[str, Judged]:
                 measured.append(_measured(judge, problem, mask))
                 bar.advance(1, criterion=contender.name)
             losses, values, reductions = zip(*measured, strict=True)
-            judged[contender.name] = Judged(np.mean(values, axis=0), float(np.mean(losses)), float(np.mean(reductions)))
+            spread = float(np.std([some.mean() for some in values], ddof=1)) if len(values) > 1 else 0.0
+            judged[contender.name] = Judged(
+                np.mean(values, axis=0), float(np.mean(losses)), float(np.mean(reductions)), spread
+            )
     return judged
 
 
 def _measured(judge: Judge, problem: Problem, mask: Keep) -> tuple[float, NDArray[np.float64], float]:
     loss, values = judge.measure(mask, problem.splits.heldout)
-    return loss, values, problem.cost.reduction(mask)
+    return loss, values.reshape(problem.task.heldout_draws, -1).mean(0), problem.cost.reduction(mask)
 
 
 def _results(
@@ -172,6 +180,17 @@ def _difference(one: Judged, other: Judged) -> tuple[float, list[float]]:
     return mean, [mean - error, mean + error]
 
 
+def _beats_random(best: Judged, random: Judged, contenders: int) -> bool:
+    """Whether the best of some contenders would hardly be as good if all of them drew their masks at random.
+
+    Examples are drawn, and random masks are: the best has to be above their mean by more than a t-interval of one more
+    such mask allows, at 97.5 % for all contenders together (Bonferroni).
+    """
+    better, (low, high) = _difference(best, random)
+    error = math.hypot((high - low) / (2 * SURE), random.spread * math.sqrt(1 + 1 / RANDOM_MASKS))
+    return better > error * float(stats.t.ppf(1 - 0.025 / contenders, RANDOM_MASKS - 1))
+
+
 def _recommended(results: Sequence[dict[str, Any]], judged: dict[str, Judged]) -> dict[str, Any] | None:
     """The most accurate criterion, those that the held-out data cannot tell from it, and the cheapest of them all."""
     ranked = sorted((row for row in results if row["heldout_metric"] is not None), key=lambda r: -r["heldout_metric"])
@@ -184,7 +203,7 @@ def _recommended(results: Sequence[dict[str, Any]], judged: dict[str, Judged]) -
         "best": best["name"],
         "not_told_apart": [row["name"] for row in equals],
         "cheapest": cheapest["name"],
-        "beats_random": _difference(judged[best["name"]], judged["random-mask"])[1][0] > 0,
+        "beats_random": _beats_random(judged[best["name"]], judged["random-mask"], len(ranked)),
     }
 
 

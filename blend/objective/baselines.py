@@ -130,11 +130,11 @@ class Contest:
     def _keep(self, scores: Scores) -> Keep:
         return keep_mask(self.graph, scores, self.reduction, self.cost, self.floor)
 
-    def random_masks(self) -> Baseline:
-        """Chance alone, every group giving the same share."""
+    def random_masks(self, count: int = RANDOM_MASKS) -> Baseline:
+        """Chance alone, every group giving the same share; more masks begin with the same ones."""
         rng = np.random.default_rng([self.seed, 5])
-        masks = [self._keep(uniform(self._random_scores(rng))) for _ in range(RANDOM_MASKS)]
-        return Baseline("random-mask", "random_mask", "uniform", tuple(masks), None, f"mean of {RANDOM_MASKS}")
+        masks = [self._keep(uniform(self._random_scores(rng))) for _ in range(count)]
+        return Baseline("random-mask", "random_mask", "uniform", tuple(masks), None, f"mean of {count}")
 
     def _random_scores(self, rng: np.random.Generator) -> dict[str, NDArray[np.float64]]:
         return {group.name: rng.random(group.size) for group in self.graph.groups if group.name in self.clusters}

@@ -74,7 +74,8 @@ class Rescoring:
             fresh = uniform(fresh)
         else:
             names = tuple(sorted({c.criterion for group in self.file.groups for c in group.candidates}))
-            table = scored(task, self.chosen.splits, graph, config.model_copy(update={"criteria": names}))
+            asked = config.model_copy(update={"criteria": names})
+            table = scored(task, self.chosen.splits, graph, asked, lenient=True)
             groups = list(heard((group for group in self.file.groups if group.name in able), table))
             fresh = self.file.model_copy(update={"groups": tuple(groups)}).recomputed_scores(table)
             if self.request.allocation == "uniform":

@@ -54,7 +54,7 @@ def digits(
         raise InputError(f"train_images must be in [1, {available}], got {train_images}")
     heldout, test = slice(available, available + HELDOUT), slice(available + HELDOUT, None)
     redrawn = [_noisy(clean[heldout], noise, draw) for draw in range(1, HELDOUT_DRAWS)]
-    return trained_task(
+    task = trained_task(
         "digits",
         train=(inputs[:train_images], targets[:train_images]),
         heldout=(torch.cat([inputs[heldout], *redrawn]), targets[heldout].repeat(HELDOUT_DRAWS)),
@@ -66,6 +66,8 @@ def digits(
         seed=seed,
         calibration=256,
     )
+    task.heldout_draws = HELDOUT_DRAWS
+    return task
 
 
 def _half(network: str) -> float:

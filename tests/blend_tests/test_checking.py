@@ -165,6 +165,7 @@ class Pair(nn.Identity):
         ),
         (lambda t: replace(t, model=torch.jit.script(t.model)), r"must be as it was before torch.jit, got \w+$"),
         (lambda t: replace(t, model=Pair()), "model must return one tensor, got tuple on the first held-out batch"),
+        (lambda t: replace(t, heldout_draws=3), r"heldout_draws must divide the \d+ held-out examples, got 3"),
         (lambda t: replace(t, finetune=t.heldout), r"finetune must be a blend.FineTuning\(train\), got tuple"),
     ],
 )

@@ -10,7 +10,7 @@ from PIL import Image
 
 from blend import problem
 from blend.cli import run
-from blend.comparison.compare import compare
+from blend.comparison.compare import RANDOM_MASKS, Judged, _beats_random, compare
 from blend.comparison.figure import draw_comparison
 from blend.comparison.text import answer, print_comparison
 from blend.config import search_config
@@ -217,3 +217,43 @@ def test_any_number_of_criteria_fits(tmp_path, count):
     width, height = Image.open(tmp_path / "it.png").size
     assert 1000 < width < 6000
     assert 400 < height < 3000
+
+
+def drawn(rng, contenders, better=0.0, examples=300):
+    """The best of some masks that are drawn like the random ones, by a network that does better or worse by mask."""
+
+    def accuracy(count):
+        return np.clip(rng.normal(0.6, 0.04, count), 0, 1)
+
+    def values(share):
+        return (rng.random(examples) < share).astype(float)
+
+    random = [values(share) for share in accuracy(RANDOM_MASKS)]
+    best = max((values(share + better) for share in accuracy(contenders)), key=np.mean)
+    spread = float(np.std([some.mean() for some in random], ddof=1))
+    return Judged(best, 0.0, 0.5), Judged(np.mean(random, axis=0), 0.0, 0.5, spread)
+
+
+@pytest.mark.parametrize("contenders", [1, 12])
+def test_the_best_of_many_coins_is_hardly_ever_better_than_chance(contenders):
+    rng = np.random.default_rng(0)
+    assert np.mean([_beats_random(*drawn(rng, contenders), contenders) for _ in range(500)]) < 0.05
+    assert np.mean([_beats_random(*drawn(rng, contenders, better=0.25), contenders) for _ in range(500)]) > 0.9
+
+
+def test_examples_that_are_there_twice_count_once(config, tmp_path):
+    source = Path(TASK.partition(":")[0]).read_text()
+    twice = "heldout=(splits[1][0].repeat(2, 1, 1, 1), splits[1][1].repeat(2)), heldout_draws=2"
+    (tmp_path / "twice.py").write_text(source.replace("heldout=splits[1]", twice))
+    once, again = (
+        compare(config.model_copy(update={"task": task, "criteria": ("l1", "apoz")}))
+        for task in (TASK, f"{tmp_path / 'twice.py'}:small")
+    )
+    assert once["heldout_examples"] == again["heldout_examples"] == 160
+    for row, other in zip(once["results"], again["results"], strict=True):
+        assert row["ci95"] == pytest.approx(other["ci95"])
+
+
+def test_a_range_of_reductions_is_refused(capsys):
+    assert run(["compare", TASK, "--reduction", "0.3:0.7"]) == 2
+    assert capsys.readouterr().err == "error: reduction must be a number in (0, 1), got '0.3:0.7'\n"

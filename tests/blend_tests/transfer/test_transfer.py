@@ -51,6 +51,14 @@ def renamed():
     return task
 
 
+def bare():
+    task = small()
+    for name, module in task.model.features.named_children():
+        if isinstance(module, nn.BatchNorm2d):
+            setattr(task.model.features, name, nn.Identity())
+    return task
+
+
 def swapped():
     task = small()
     task.test, task.heldout = task.heldout, task.test
@@ -117,6 +125,20 @@ def test_the_searched_network_gives_what_its_own_scores_and_formula_give(report,
             assert result[way]["heldout_metric"] == pytest.approx(heldout.mean())
             assert result[way]["fitness"] == pytest.approx(-loss, rel=1e-5)
             assert result[way]["test_metric"] == pytest.approx(test.mean())
+
+
+def test_what_the_search_has_asked_for_and_another_network_has_nothing_for_is_left_out(blend, file, capsys):
+    clusters = tuple(g.model_copy(update={"clusters": (("l1", "taylor_fo"), ("bn_scale",))}) for g in blend.groups)
+    ignoring = blend.model_copy(update={"groups": clusters, "task": {**blend.task, "ignore": ["stem.*", "head"]}})
+    ignoring.save(file.with_name("ignoring.blend.json"))
+    [task] = transfer(file.with_name("ignoring.blend.json"), [f"{file}:bare"], (0.3,), workers=1)["tasks"]
+    [result] = task["results"]
+    assert {row["name"] for row in result["singles"]} == {"l1", "taylor_fo"}
+    assert "belongs to another network" in result["frozen"]["reason"]
+    assert "test_metric" in result["recomputed"]
+    said = capsys.readouterr().err
+    assert "note: no layer is called like 'stem.*' here" in said
+    assert "note: bn_scale in all" in said
 
 
 def test_the_opponents_are_those_of_a_search_under_both_allocations(report, prepared):
