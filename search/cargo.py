@@ -15,7 +15,9 @@ from search.worker import Unfit, attempted, failure
 
 Fetch = Callable[[], bytes | memoryview]
 
-_held: dict[str, Any] = {}  # what this worker process was sent
+HELD = 2
+"""Cargos that a worker process keeps: of two searches on a cluster neither is to load everything anew at every turn."""
+_held: dict[str, Any] = {}  # what this worker process was sent, the last used last
 
 
 class Cargo(ABC):
@@ -70,14 +72,14 @@ def call(pickled: bytes, fetch: Mapping[str, Fetch], item: Any) -> Reply:
 
     Args:
         pickled: Of the parcel.
-        fetch: How to get the cargo; called for what this process does not hold yet. It holds on to no other.
+        fetch: How to get the cargo; called for what this process does not hold yet.
         item: Passed to the function.
     """
     try:
-        for key in set(_held) - set(fetch):
+        for key, packed in fetch.items():
+            _held[key] = _held.pop(key) if key in _held else pickle.loads(packed())
+        for key in list(_held)[: -max(HELD, len(fetch))]:
             del _held[key]
-        for key in set(fetch) - set(_held):
-            _held[key] = pickle.loads(fetch[key]())
         function = _Unpacker(io.BytesIO(pickled)).load()
     except Exception as error:  # noqa: BLE001 - told to whoever waits
         outcome: Any = Unfit(failure(error).reason)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
 import fcntl
 import os
 import pickle
 import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from search.executor import GROWTH, Executor, LocalExecutor
 
 PREFIX = "blend-worker-"
 YOUNG = 60.0  # seconds in which a folder may not have been locked yet by whoever made it
-_unpacked: dict[str, tuple[str, int]] = {}  # by token: the folder, and the lock on it
+_unpacked: weakref.WeakValueDictionary[str, Workspace] = weakref.WeakValueDictionary()  # by token
 
 
 def open_executor(config: SearchConfig) -> Executor:
@@ -90,30 +90,23 @@ def _unpack(task: str, token: str, files: dict[str, bytes], versions: dict[str, 
         if found != wanted:
             raise InputError(f"{name} must be {wanted} there, as for the search, got {found}")
     task_function(task)  # it fails here rather than with the first candidate, whose fault it would seem
-    if token not in _unpacked:
-        _remove_all()
-        folder, lock = _new_folder()
-        try:
-            for name, content in files.items():
-                (Path(folder) / name).write_bytes(content)
-        except OSError:
-            _remove(folder, lock)
-            raise
-        _unpacked[token] = folder, lock
-    return Workspace(_unpacked[token][0], task, token)
+    if (known := _unpacked.get(token)) is not None:
+        return known
+    folder, lock = _new_folder()
+    try:
+        for name, content in files.items():
+            (Path(folder) / name).write_bytes(content)
+    except OSError:
+        _remove(folder, lock)
+        raise
+    _unpacked[token] = workspace = Workspace(folder, task, token)
+    weakref.finalize(workspace, _remove, folder, lock)
+    return workspace
 
 
 def _remove(folder: str, lock: int) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     os.close(lock)
-
-
-def _remove_all() -> None:
-    while _unpacked:
-        _remove(*_unpacked.popitem()[1])
-
-
-atexit.register(_remove_all)
 
 
 def _new_folder() -> tuple[str, int]:

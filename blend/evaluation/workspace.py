@@ -26,6 +26,7 @@ from blend.pruning.prefixes import PrefixCache
 from blend.task import Split, Splits, Task, task_function
 from criteria.evaluating import evaluating
 from criteria.graph import ChannelGraph
+from search.cargo import HELD
 from search.errors import UnfitWorker
 
 FEW = 16
@@ -178,7 +179,7 @@ def _plain(model: nn.Module) -> nn.Module:
     return copied
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=2 * HELD)
 def _load_judge(workspace: Workspace, half: bool) -> Judge:
     task_function(workspace.task)
     with (Path(workspace.folder) / "judge.pickle").open("rb") as file:
@@ -198,7 +199,7 @@ def _prefix_cache(limit: int) -> PrefixCache:
     return PrefixCache(limit)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=2 * HELD)
 def _load_split(workspace: Workspace, name: str, device: torch.device) -> Split:
     return Split(kept_on(_loaded(workspace, f"{name}-inputs"), device), _loaded(workspace, f"{name}-targets"), name)
 

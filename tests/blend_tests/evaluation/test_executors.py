@@ -5,6 +5,8 @@ import os
 import pickle
 import subprocess
 import sys
+import weakref
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 from blend.errors import InputError
 from blend.evaluation import executors
 from blend.evaluation.executors import ShippedWorkspace
+from search import cargo
 
 
 @pytest.fixture
@@ -22,7 +25,7 @@ def workspace(tmp_path, monkeypatch):
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     monkeypatch.setattr("tempfile.tempdir", None)
-    monkeypatch.setattr(executors, "_unpacked", {})
+    monkeypatch.setattr(executors, "_unpacked", weakref.WeakValueDictionary())
     return ShippedWorkspace(str(tmp_path / "work"), "digits", "token")
 
 
@@ -52,12 +55,35 @@ def test_what_a_full_disk_left_half_written_is_not_used(workspace, tmp_path, mon
     assert (Path(pickle.loads(packed).folder) / "it.npy").read_bytes() == b"content"
 
 
-def test_the_next_takes_its_place(workspace, tmp_path):
-    pickle.loads(workspace.pack())
+def test_what_nobody_holds_any_more_is_removed(workspace, tmp_path):
     before = len(os.listdir("/proc/self/fd"))
-    other = pickle.loads(ShippedWorkspace(workspace.folder, "digits", "other").pack())
-    assert folders(tmp_path) == [Path(other.folder)]
+    first, second = (pickle.loads(ShippedWorkspace(workspace.folder, "digits", token).pack()) for token in "12")
+    assert folders(tmp_path) == sorted(Path(one.folder) for one in (first, second))
+    del first
+    assert folders(tmp_path) == [Path(second.folder)]
+    del second
+    assert folders(tmp_path) == []
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_process_that_ends_removes_its_own(workspace, tmp_path):
+    ended = "import pickle, sys; it = pickle.load(sys.stdin.buffer); print(it.folder)"
+    done = subprocess.run([sys.executable, "-c", ended], input=workspace.pack(), capture_output=True, check=True)
+    assert Path(done.stdout.decode().strip()).parent == tmp_path / "tmp"
+    assert folders(tmp_path) == []
+
+
+def test_of_three_runs_that_take_turns_two_are_held(monkeypatch):
+    asked = []
+    monkeypatch.setattr(cargo, "_held", {})
+
+    def packed(key):
+        asked.append(key)
+        return pickle.dumps(key)
+
+    for key in ("a", "b", "a", "b", "c", "b", "c", "a"):
+        cargo.call(pickle.dumps(len), {key: partial(packed, key)}, "item")
+    assert asked == ["a", "b", "c", "a"]
 
 
 def test_other_versions_of_what_decides_over_the_last_digits_are_refused(workspace, tmp_path, monkeypatch):
@@ -76,7 +102,7 @@ def test_a_task_that_is_not_there_is_refused_before_the_first_candidate(workspac
     assert folders(tmp_path) == []
 
 
-KILLED = "import os, pickle, sys; pickle.load(sys.stdin.buffer); os.kill(os.getpid(), 9)"
+KILLED = "import os, pickle, sys; it = pickle.load(sys.stdin.buffer); os.kill(os.getpid(), 9)"
 
 
 def test_what_a_killed_worker_left_is_removed_by_the_next_one_and_nothing_else(workspace, tmp_path):
