@@ -86,6 +86,11 @@ class SearchConfig(BaseModel):
         return low, round((low + middle) / 2, 6), middle, round((middle + high) / 2, 6), high
 
     @property
+    def is_timed(self) -> bool:
+        """Whether nothing but time, or a goal, ends the search."""
+        return self.time is not None and self.evaluations == TIMED_EVALUATIONS and self.generations is None
+
+    @property
     def cache_share(self) -> int:
         """What each worker may keep, in bytes; how many a cluster has, nobody can tell."""
         return self.cache_memory // (self.workers if self.executor == "local" else 1)

@@ -61,7 +61,7 @@ class BlendedImportance:
         """
         found: dict[str, Any] = {}
         for name, scores in self._scores.items():
-            width = _width(model.get_submodule(name))
+            width = _width(model.get_submodule(name.partition("#")[0]))  # a layer may begin several groups
             if not width.is_configurable or not width.is_sortable:
                 continue
             if width.max != len(scores) or any(width is other for other in found.values()):

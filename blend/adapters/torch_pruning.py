@@ -108,10 +108,12 @@ class BlendedImportance:
         """The importance of each channel of the group's first layer; None where the blend has no scores for it.
 
         Raises:
-            InputError: If channels were removed that this has not seen.
+            InputError: If channels were removed that this has not seen, or the pruner would remove others together than
+                belong together.
         """
         graph = group._DG
         self._follow(graph)
+        self._check_ties(group)
         names = graph._module2name
         length = len(group[0].idxs)
         total, count = torch.zeros(length), torch.zeros(length)
@@ -133,6 +135,27 @@ class BlendedImportance:
                 total.index_add_(0, place[mine], self._ranks[of][numbers[mine]])
                 count.index_add_(0, place[mine], torch.ones(int(mine.sum())))
         return total / count.clamp_min(1) if bool((count > 0).all()) else None
+
+    def _check_ties(self, group: Any) -> None:
+        """A pruner may count the channels behind a flip, a shuffle or a pad as if they were in their old order."""
+        graph, length = group._DG, len(group[0].idxs)
+        tied: dict[str, NDArray[np.int64]] = {}
+        for item in group:
+            layer = graph._module2name.get(item.dep.target.module, "")
+            consumes = not graph.is_out_channel_pruning_fn(item.dep.handler)
+            for of, channels in self._survivors.channels(layer, consumes=consumes):
+                place, positions = np.asarray(item.root_idxs), np.asarray(item.idxs)
+                inside = (positions < len(channels)) & (place < length)
+                place, numbers = place[inside], channels[positions[inside]]
+                place, numbers = place[numbers >= 0], numbers[numbers >= 0]
+                known = tied.setdefault(of, np.full(length, -1))
+                known[place] = np.where(known[place] < 0, numbers, known[place])
+                if (known[place] != numbers).any():
+                    raise InputError(
+                        f"the pruner would remove others of the inputs or outputs of layer '{layer}' than those of the "
+                        "channels that go: it does not follow what this network does to their order; let it ignore the "
+                        "layers before, or make the network smaller by 'blend prune'"
+                    )
 
     def _scored(self) -> list[NDArray[np.bool_]]:
         """What is left of the groups that have scores."""
@@ -199,9 +222,9 @@ def register_importance(name: str, importance: Importance, *, gradients: bool = 
             _backpropagate(model, network)
         example = network.batches[0][0][:2].to(network.device)
         graph = torch_pruning.DependencyGraph().build_dependency(model, example, verbose=False)
-        members = {member.layer: (g, member) for g in network.graph.groups for member in g.producers}
         found: dict[str, list[Tensor]] = {}
-        for layer, (group, member) in members.items():
+        for group, member in [(g, member) for g in network.graph.groups for member in g.producers]:
+            layer = member.layer
             module = model.get_submodule(layer)
             pruning = graph.get_pruner_of_module(module).prune_out_channels
             positions = list(range(len(member.channels)))

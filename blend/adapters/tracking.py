@@ -26,13 +26,13 @@ class Survivors:
         self.alive: dict[str, NDArray[np.bool_]] = {g.name: np.ones(g.size, dtype=bool) for g in graph.groups}
         self._sides = graph.sides
 
-    def channels(self, layer: str) -> list[tuple[str, Indices]]:
-        """Whose channels a layer puts out: of each group, for each position that is left, the channel's number there.
+    def channels(self, layer: str, *, consumes: bool = False) -> list[tuple[str, Indices]]:
+        """Whose channels a layer puts out, or takes: of each group, for each position that is left, the channel there.
 
-        A number is that of before anything was removed; -1 stands for a position that belongs to none of the group.
-        Nothing for a layer whose outputs the graph leaves alone.
+        A channel's number is that of before anything was removed; -1 stands for a position that belongs to none of the
+        group. Nothing for a side of a layer that the graph leaves alone.
         """
-        side = (layer, False)
+        side = (layer, consumes)
         return [(group, member.channels[self._left(side)]) for group, member in self._sides.get(side, ())]
 
     def remove(self, layer: str, is_output: bool, positions: Iterable[int]) -> None:

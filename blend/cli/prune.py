@@ -15,7 +15,6 @@ from blend.cli.options import (
     Json,
     Options,
     RecalibrationImages,
-    Seed,
     TaskArgument,
     print_json,
 )
@@ -143,7 +142,10 @@ def prune(
     recalibration_images: RecalibrationImages = "256",
     batch_size: BatchSize = "64",
     device: Device = "cpu",
-    seed: Seed = "0",
+    seed: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="Seed of everything random, the task's included; by default the file's, or 0."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Save a physically smaller network, pruned by a criterion file or by a single criterion.
@@ -227,5 +229,6 @@ def _speed(record: PruningRecord) -> Iterator[str]:
 def rounded(value: float, digits: int = 4) -> str:
     """A number to some digits with the prefix of its unit: 1234567 is ``1.235 M``."""
     prefixes = {1e9: "G", 1e6: "M", 1e3: "k", 1.0: "", 1e-3: "m"}
+    value = float(f"{value:.{digits}g}")
     factor = next((factor for factor in prefixes if value >= factor), 1e-6)
     return f"{value / factor:.{digits}g} {prefixes.get(factor, 'µ')}"

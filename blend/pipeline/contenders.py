@@ -133,7 +133,9 @@ def warn_of_collapse(problem: Problem, archive: Archive) -> None:
             f"warning: on held-out data the unpruned network has an accuracy of {unpruned_metric:.3f}, and one answer "
             f"for all {constant:.3f}: has it its trained weights, and inputs and labels as in training?"
         )
-    elif config.fitness == "loss" and best < chance + COLLAPSE * (unpruned_metric - chance):
+    elif config.fitness != "loss" or not chance < unpruned_metric <= 1:
+        return  # the metric is no accuracy, of whose chance nothing is known
+    elif best < chance + COLLAPSE * (unpruned_metric - chance):
         say(
             f"warning: at reduction {config.reduction:g} even the best baseline falls to {best:.3f} "
             f"(unpruned {unpruned_metric:.3f}); the loss misleads there: consider --fitness metric"

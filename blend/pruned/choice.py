@@ -68,7 +68,7 @@ class Request:
     recalibration_images: str = "256"
     batch_size: str = "64"
     device: str = "cpu"
-    seed: str = "0"
+    seed: str | None = None
     calibration_loss: str | None = None
     compensate: str | None = None
     formats: tuple[str, ...] = ()
@@ -210,16 +210,17 @@ def keep_at(reduction: float, chosen: Chosen, request: Request, cost: Cost, floo
 
 def _config(request: Request, allocation: str, file: BlendedCriterion | None = None) -> SearchConfig:
     """Everything asked for, validated as for a search."""
+    of_file = ("reduction", "cost", "floor", "calibration_loss", "seed")
     own: dict[str, Any] = {"criteria": (request.criterion,), "ignore": request.ignore}
     if file is not None:
-        own = {key: getattr(file, key) for key in ("reduction", "cost", "floor", "calibration_loss")}
-    asked = {key: getattr(request, key) for key in ("reduction", "cost", "floor", "calibration_loss")}
+        own = {key: getattr(file, key) for key in of_file}
+    asked = {key: getattr(request, key) for key in of_file}
     given = {key: value for key, value in asked.items() if value is not None}
     values = {**own, **given}
     if request.cost == LatencyModel.kind:
         del values["cost"]  # a search's configuration knows no costs that have to be measured
     return search_config(
-        task=request.task, options=dict(request.options), seed=request.seed, batch_size=request.batch_size,
+        task=request.task, options=dict(request.options), batch_size=request.batch_size,
         recalibration_images=request.recalibration_images, allocation=request.allocation or allocation,
         device=request.device, **values,
     )  # fmt: skip

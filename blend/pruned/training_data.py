@@ -15,7 +15,16 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from blend.errors import InputError, described
 from blend.progress import say
-from blend.tasks.splits import Data, Split, check_common, check_disjoint, check_pair, example_hashes, materialise
+from blend.tasks.splits import (
+    Data,
+    Split,
+    check_common,
+    check_disjoint,
+    check_pair,
+    example_hashes,
+    materialise,
+    same_kind,
+)
 
 NAME = "training"
 _READ_TWICE = 32
@@ -82,20 +91,24 @@ class Streamed:
         self.data, self.batch_size = data, batch_size
         digest, forms, first = hashlib.sha256(), set(), list[bytes]()
         self.batches, examples = 0, 0
-        known = [(split, set(example_hashes(split))) for split in apart]
+        known: list[tuple[bool, set[bytes]]] = []  # whether by labels, too, and hashes
         common: list[set[bytes]] = [set() for _ in apart]
         with seeded(0):
             for inputs, targets, _ in self.epoch(0):
-                hashes = list(example_hashes(materialise((inputs, targets), NAME)))
+                batch = materialise((inputs, targets), NAME)
+                hashes = example_hashes(batch)
+                if not known:
+                    kinds = [same_kind(split.targets, targets) for split in apart]
+                    known = [(kind, set(example_hashes(split, kind))) for kind, split in zip(kinds, apart, strict=True)]
                 digest.update(b"".join(hashes))
                 forms.add(f"{tuple(inputs.shape[1:])} {inputs.dtype} {tuple(targets.shape[1:])} {targets.dtype}")
                 first += hashes[: _READ_TWICE - len(first)]
                 examples, self.batches = examples + len(hashes), self.batches + 1
-                for (_, theirs), found in zip(known, common, strict=True):
-                    found |= theirs.intersection(hashes)
+                for (labelled, theirs), found in zip(known, common, strict=True):
+                    found |= theirs.intersection(hashes if labelled else example_hashes(batch, labelled=False))
         if not examples:
             raise InputError(f"the {NAME} split must have at least one example, got none")
-        for (split, _), found in zip(known, common, strict=True):
+        for split, found in zip(apart, common, strict=True):
             check_common(len(found), (NAME, examples), (split.name, len(split)))
         if self._first(len(first)) != first:
             say(

@@ -25,7 +25,8 @@ def summary(run: Run) -> dict[str, Any]:
     ended = run.get("search-ended")
     searched = config.evaluations - config.polish
     left = math.ceil(max(0, searched - counts["evaluations"]) / config.population)  # the first may have had more
-    generations = 0 if ended else config.generations or counts["generations_done"] + left
+    done = counts["generations_done"]
+    generations = done if ended else max(done, min(config.generations or math.inf, done + left))
     return {
         "id": run.name,
         "status": run.status,
@@ -40,8 +41,8 @@ def summary(run: Run) -> dict[str, Any]:
             "unpruned": run.get("unpruned_cost"),
             "pruned": best.details["cost"] if best else None,
         },
-        "generation": counts["generations_done"],
-        "generations": max(generations, counts["generations_done"]),
+        "generation": done,
+        "generations": None if config.is_timed and not ended else generations,
         "evaluations": counts["evaluations"],
         "unique_evaluations": counts["unique_evaluations"],
         "seconds": run.get("seconds", 0.0),
@@ -191,7 +192,7 @@ def runs_table(runs: Iterable[dict[str, Any]]) -> Table:
         table.add_row(
             about["id"], task_title(about["task"]), about["status"],
             ":".join(f"{share:g}" for share in about["reductions"] or (about["reduction"],)),
-            f"{about['generation']}/{about['generations']}", str(about["evaluations"]),
+            f"{about['generation']}/{about['generations'] or '?'}", str(about["evaluations"]),
             _number(about["best"]["heldout_metric"]), _number(about["best"]["test_metric"]),
             unit_of(about)(margin["test"]) if margin else "",
         )  # fmt: skip
@@ -224,8 +225,9 @@ def _progress_in_words(about: dict[str, Any]) -> str:
     best = about["best"]
     so_far = "" if best["heldout_metric"] is None else f"; best held-out metric so far {best['heldout_metric']:.4f}"
     reason = f": {about['error']}" if about["error"] else ""
+    whole = f" of {about['generations']}" if about["generations"] else ""
     return (
-        f"{about['id']} is {about['status']}{reason}\nGeneration {about['generation']} of {about['generations']}, "
+        f"{about['id']} is {about['status']}{reason}\nGeneration {about['generation']}{whole}, "
         f"{counted(about['evaluations'], 'evaluation')}{so_far}"
     )
 

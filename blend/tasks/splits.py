@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 import torch
@@ -69,11 +69,11 @@ def materialise(data: Data, name: str, *, labelled: bool = True) -> Split:
     Raises:
         InputError: the data are empty, are not pairs of tensors, differ in length, or hold NaN or infinity.
     """
-    if not labelled:
+    if not labelled and not _two_batches(data):
         data = _unlabelled((data.inputs, None) if isinstance(data, Split) else data)
     if isinstance(data, Split):
         inputs, targets = data.inputs, data.targets
-    elif isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+    elif _is_pair(data) and (labelled or not _two_batches(data)):
         inputs, targets = data
     else:
         inputs, targets = _concatenated(data, name, labelled)
@@ -100,9 +100,21 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
 
 
+def _is_pair(data: Any) -> TypeGuard[tuple[Tensor, Tensor]]:
+    return isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
+
+
+def _two_batches(data: Any) -> bool:
+    """Whether a list is one of two batches of inputs, and no pair of inputs and targets."""
+    if not (isinstance(data, list) and _is_pair(data)):
+        return False
+    one, other = data
+    return bool(one.dtype == other.dtype and one.shape[1:] == other.shape[1:])
+
+
 def _unlabelled(pair: Any) -> Any:
-    """Inputs and targets of no size, of a pair or of inputs alone; anything else as it is."""
-    inputs = pair[0] if isinstance(pair, (tuple, list)) and len(pair) == 2 else pair
+    """Inputs and targets of no size, of a pair or of inputs alone, however wrapped; anything else as it is."""
+    inputs = pair[0] if isinstance(pair, (tuple, list)) and len(pair) in (1, 2) else pair
     return (inputs, inputs.new_empty(len(inputs), 0)) if isinstance(inputs, Tensor) and inputs.ndim else pair
 
 
@@ -121,7 +133,7 @@ def _concatenated(data: Any, name: str, labelled: bool) -> tuple[Tensor, Tensor]
             raise InputError(f"the {name} split failed while it was read: {described(error)}") from error
     batches = batches if labelled else [_unlabelled(batch) for batch in batches]
     for index, batch in enumerate(batches):
-        check_pair(batch, index, name)
+        check_pair(batch, index, name, labelled=labelled)
     if not batches:
         raise InputError(f"the {name} split must have at least one example, got none")
     try:
@@ -133,22 +145,24 @@ def _concatenated(data: Any, name: str, labelled: bool) -> tuple[Tensor, Tensor]
         ) from error
 
 
-def check_pair(batch: Any, index: int, name: str) -> None:
+def check_pair(batch: Any, index: int, name: str, *, labelled: bool = True) -> None:
     """Refuse a batch that is not a pair of tensors.
 
     Raises:
         InputError: saying what it is.
     """
-    is_pair = isinstance(batch, (tuple, list)) and len(batch) == 2
-    if not (is_pair and all(isinstance(part, Tensor) for part in batch)):
-        got = f"({', '.join(type(part).__name__ for part in batch)})" if is_pair else type(batch).__name__
-        raise InputError(f"the {name} split must give pairs (inputs, targets) of tensors, got {got} as batch {index}")
+    if not _is_pair(batch):
+        is_two = isinstance(batch, (tuple, list)) and len(batch) == 2
+        got = f"({', '.join(type(part).__name__ for part in batch)})" if is_two else type(batch).__name__
+        wanted = "pairs (inputs, targets) of tensors" if labelled else "tensors of inputs, or pairs (inputs, targets)"
+        raise InputError(f"the {name} split must give {wanted}, got {got} as batch {index}")
 
 
 def check_disjoint(a: Split, b: Split) -> None:
     """Refuse two splits that share memory or more than 1 % of the smaller one's examples; say so when it is less.
 
-    Where one has no labels, examples are the same when their inputs are.
+    Where one has no labels, or labels of another kind (shares of classes, and not their numbers), examples are the same
+    when their inputs are.
 
     Raises:
         InputError: the splits are not disjoint.
@@ -156,10 +170,15 @@ def check_disjoint(a: Split, b: Split) -> None:
     if _share_memory(a.inputs, b.inputs):
         raise InputError(f"the {a.name} and {b.name} splits must be disjoint, got inputs in the same memory")
     small, large = sorted((a, b), key=len)
-    labelled = a.labelled and b.labelled
+    labelled = same_kind(a.targets, b.targets)
     known = set(example_hashes(large, labelled))
     common = sum(example in known for example in example_hashes(small, labelled))
     check_common(common, (a.name, len(a)), (b.name, len(b)))
+
+
+def same_kind(a: Tensor, b: Tensor) -> bool:
+    """Whether targets of examples can be compared: there are some, and as many numbers for each example."""
+    return a[:1].numel() == b[:1].numel() > 0
 
 
 def check_common(common: int, a: tuple[str, int], b: tuple[str, int]) -> None:

@@ -222,6 +222,13 @@ def test_common_examples_are_found_whatever_type_their_targets_have(task, kind):
         check_task(task)
 
 
+def test_common_examples_are_found_by_their_inputs_where_targets_are_of_another_kind(task):
+    inputs, targets = labelled(60, 4)
+    task = replace(task, heldout=(inputs, targets), test=(inputs + 0, F.one_hot(targets, 4).float()))
+    with pytest.raises(InputError, match=r"60 of the 60 .* examples are also in"):
+        check_task(task)
+
+
 def test_fewer_common_examples_are_noted(task, capsys):
     (inputs, targets), (others, other_targets) = labelled(300, 4), labelled(200, 5)
     others[:2], other_targets[:2] = inputs[7:9], targets[7:9]

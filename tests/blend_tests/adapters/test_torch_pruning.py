@@ -12,11 +12,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torch_pruning as tp
+from torch import nn
 
 from blend.adapters.torch_pruning import BlendedImportance, UnreachedRatioWarning
 from blend.blended import BlendedCriterion
 from blend.errors import InputError
 from blend.identity import OtherWeightsWarning
+from blend.pruning import PrunedNetwork
 from blend.tasks.networks import build_network
 from criteria import ChannelGraph, CriterionError, score
 from tests.networks import inputs
@@ -235,6 +237,80 @@ class TestTheirImportances:
         batches = [(inputs("resnet20", 8), torch.arange(8) % 4)]
         with pytest.raises(CriterionError, match=r"importance 'tp_short' must give \d+ values for layer"):
             score(model, graph, batches, F.cross_entropy, ["tp_short"])
+
+
+    def test_of_a_layer_that_begins_two_groups_count_in_both(self, theirs):
+        torch.manual_seed(0)
+        model, example = Joining().eval(), torch.randn(8, 3, 8, 8)
+        graph = ChannelGraph.build(model, example)
+
+        def norms(group):
+            return group[0].dep.target.module.weight.detach().abs().flatten(1).sum(1)[group[0].idxs]
+
+        theirs("tp_own", norms)
+        table = score(model, graph, [(example, torch.arange(8) % 3)], F.cross_entropy, ["tp_own"])
+        a, b, c = (getattr(model, name).weight.detach().abs().flatten(1).sum(1).numpy() for name in "abc")
+        assert np.allclose(table.get("tp_own", "a"), (a + c[:4]) / 2)
+        assert np.allclose(table.get("tp_own", "b"), (b + c[4:]) / 2)
+
+
+class Joining(nn.Module):
+    """Two layers side by side, to which a third is added."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 6, 3, padding=1)
+        self.c, self.head = nn.Conv2d(3, 10, 3, padding=1), nn.Linear(10, 3)
+
+    def forward(self, x):
+        return self.head((torch.cat([self.a(x), self.b(x)], 1) + self.c(x)).relu().mean((2, 3)))
+
+
+class Reordering(nn.Module):
+    """Does something to the order of channels between two layers."""
+
+    def __init__(self, reorder, width=8, groups=1):
+        super().__init__()
+        self.reorder = reorder
+        self.a, self.c = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(width, 8, 3, padding=1, groups=groups)
+        self.d, self.head = nn.Conv2d(8, 6, 1), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(self.d(self.c(self.reorder(self.a(x).relu())).relu()).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Reordering(nn.ChannelShuffle(2)),
+        lambda: Reordering(lambda x: x.unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2)),
+        lambda: Reordering(lambda x: x.flip(1)),
+        lambda: Reordering(lambda x: F.pad(x, (0, 0, 0, 0, 2, 2)), 12),
+        lambda: Reordering(nn.ChannelShuffle(2), groups=2),
+        lambda: Reordering(nn.PixelShuffle(2), 2),
+    ],
+)
+def test_an_order_of_channels_that_the_pruner_does_not_follow_is_refused(make):
+    torch.manual_seed(0)
+    model, example = make().eval(), torch.randn(2, 3, 8, 8)
+    importance = BlendedImportance(blend_for(model, ChannelGraph.build(model, example)), model, example)
+    with pytest.raises(InputError, match="would remove others of the inputs or outputs of layer 'c' than those of the"):
+        pruner(model, example, importance).step()
+
+
+@pytest.mark.parametrize("make", [lambda: Reordering(lambda x: torch.cat([x, -x], 1), 16), Joining])
+def test_what_the_pruner_follows_is_pruned_as_the_file_says(make):
+    torch.manual_seed(0)
+    model, example = make().eval(), torch.randn(2, 3, 8, 8)
+    graph, whole = ChannelGraph.build(model, example), copy.deepcopy(model)
+    importance = BlendedImportance(blend_for(model, graph), model, example)
+    host = pruner(model, example, importance)
+    host.step()
+    importance.check(host, importance.removed)
+    alive = survivors(importance)
+    assert not all(part.all() for part in alive.values())
+    meant = PrunedNetwork(whole, graph).extract(np.concatenate([alive[group.name] for group in graph.groups]))
+    assert torch.allclose(model(example), meant(example), atol=1e-6)
 
 
 def test_a_loaded_file_serves_as_well(tmp_path):

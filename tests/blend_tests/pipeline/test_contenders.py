@@ -40,6 +40,7 @@ HALVES, MOSTLY_ONE = [0, 1] * 10, [0] * 16 + [1] * 4
         (MOSTLY_ONE, (0.75, 0.7, 0.7), {"fitness": "metric"}, ["accuracy of 0.750, and one answer for all 0.800"]),
         (MOSTLY_ONE, (0.75, 0.7, 0.7), {"metric": lambda outputs, targets: outputs[:, 0]}, []),
         ([0.5] * 20, (0.0, 0.0, 0.0), {}, []),
+        (HALVES, (-0.44, -0.59, -0.7), {"metric": lambda outputs, targets: -outputs[:, 0]}, []),
     ],
 )
 def test_networks_at_chance_are_told_of(targets, metrics, options, warnings, capsys):

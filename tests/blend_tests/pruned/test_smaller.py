@@ -129,6 +129,12 @@ def test_a_file_brings_its_own_cost_reduction_and_floor(capsys, tmp_path):
     request = Request(criterion=str(file), task=TASK, options={})
     config = choose(request).config
     assert (config.floor, config.calibration_loss) == (0.3, "squared_norm")
+    assert config.seed == 0
+    seeded = BlendedCriterion.load(file).model_copy(update={"seed": 3})
+    seeded.save(tmp_path / "seeded.blend.json")
+    by_three = dataclasses.replace(request, criterion=str(tmp_path / "seeded.blend.json"))
+    assert choose(by_three).config.seed == 3
+    assert choose(dataclasses.replace(by_three, seed="1")).config.seed == 1
     other = choose(dataclasses.replace(request, reduction="0.4", cost="macs", floor=0.2, calibration_loss="task"))
     assert (other.config.reduction, other.config.cost, other.config.floor) == (0.4, "macs", 0.2)
 

@@ -97,8 +97,8 @@ def test_nothing_is_timed_above_the_batch_size(tmp_path, monkeypatch, asked, tim
 
 @pytest.mark.parametrize(
     ("value", "digits", "text"),
-    [(0, 4, "0 µ"), (999, 4, "999 "), (1234567, 4, "1.235 M"), (2.5e9, 4, "2.5 G"), (0.0123456, 3, "12.3 m"),
-     (4.2e-6, 3, "4.2 µ")],
+    [(0, 4, "0 µ"), (999, 4, "999 "), (1234567, 4, "1.235 M"), (999.96, 4, "1 k"), (0.99996, 3, "1 "),
+     (2.5e9, 4, "2.5 G"), (0.0123456, 3, "12.3 m"), (4.2e-6, 3, "4.2 µ")],
 )  # fmt: skip
 def test_numbers_have_prefixes(value, digits, text):
     assert rounded(value, digits) == text
