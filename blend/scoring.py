@@ -10,6 +10,7 @@ from dataclasses import asdict
 import numpy as np
 from torch import Tensor, nn
 
+from blend.budget import CostModel
 from blend.checking import check_task
 from blend.config import SearchConfig
 from blend.defaults import DEFAULT_CRITERIA
@@ -23,6 +24,9 @@ from criteria.grouping import matching_layers
 from criteria.losses import label_free
 from criteria.passes import OnStep
 from criteria.scores import distinct_names, merged
+
+MATTERS = 0.01
+"""Of the MACs, from which share on it is said that they are not counted."""
 
 
 def loaded_task(config: SearchConfig) -> tuple[Task, Splits]:
@@ -65,8 +69,21 @@ def checked_graph(task: Task, ignore: Sequence[str]) -> ChannelGraph:
         graph = ChannelGraph.build(task.model, task.example_input, (*task.ignore, *ignore))
     for left_alone in graph.notes:
         say(f"note: {left_alone}")
+    say_what_is_not_counted(graph)
     check_slicing(task.model, graph, task.example_input)
     return graph
+
+
+def say_what_is_not_counted(graph: ChannelGraph) -> None:
+    """Warns of MACs that no reduction is of: those outside of conv and linear layers, if they matter."""
+    outside = sum(graph.uncounted.values())
+    share = outside / (outside + CostModel(graph).full)
+    if share >= MATTERS:
+        most = max(graph.uncounted, key=graph.uncounted.__getitem__) or "forward"
+        say(
+            f"note: {share:.0%} of the network's MACs are computed outside of conv and linear layers, most of them in "
+            f"'{most}', and are not counted: a reduction is one of the rest"
+        )
 
 
 def matched_here(model: nn.Module, ignore: Sequence[str]) -> tuple[str, ...]:

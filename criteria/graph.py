@@ -102,6 +102,8 @@ class ChannelGraph:
             MACs = sum of elements times positions.
         parameters: Names of the tensors that are parameters, not buffers.
         notes: Which channels are left alone, and why, where neither ``ignore`` nor the network's output is the reason.
+        uncounted: Of each module, MACs of one example outside of layers, of which a cost knows nothing: of attention,
+            or of weights that are used by functions.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -110,6 +112,7 @@ class ChannelGraph:
     positions: dict[str, int] = field(repr=False)
     parameters: frozenset[str] = field(repr=False)
     notes: tuple[GroupNote, ...] = ()
+    uncounted: dict[str, int] = field(default_factory=dict, repr=False)
 
     @classmethod
     def build(cls, model: nn.Module, example_input: Tensor, ignore: Sequence[str] = ()) -> ChannelGraph:

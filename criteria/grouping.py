@@ -41,7 +41,7 @@ def build_graph(model: nn.Module, example_input: Tensor, ignore: Sequence[str]) 
         rule = "all layers are ignored, make the output, or cannot be sliced"
         raise GraphError(f"the network has no prunable channel group: {rule}{reasons}")
     parameters = frozenset(name for name, _ in model.named_parameters())
-    return ChannelGraph(groups, grouping.axes(groups), shapes, found.positions, parameters, notes)
+    return ChannelGraph(groups, grouping.axes(groups), shapes, found.positions, parameters, notes, found.uncounted)
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,15 @@ class _Grouping:
         layers = sorted(self.made, key=order.__getitem__)
         arrays = [self.unit[labels.numpy()] for labels, _ in self.trace.axes.values()]
         arrays += [self.made[layer] for layer in layers]
-        counts = np.stack([np.bincount(array, minlength=self.unit.max() + 1) for array in arrays], 1)
+        made = np.concatenate([self.made[layer] for layer in layers])
+        row = np.full(self.unit.max() + 1, -1)  # of all other units, each element of a large tensor may be one
+        row[made] = np.unique(made, return_inverse=True)[1]
+        rows = [row[array] for array in arrays]
+        counts = np.stack([np.bincount(mine[mine >= 0], minlength=row.max() + 1) for mine in rows], 1)
         alike: dict[tuple[bytes, bool], list[int]] = {}
-        for number in dict.fromkeys(np.concatenate([self.made[layer] for layer in layers]).tolist()):
+        for number in dict.fromkeys(made.tolist()):
             if number != self.unit[0]:
-                alike.setdefault((counts[number].tobytes(), number in self.reasons), []).append(number)
+                alike.setdefault((counts[row[number]].tobytes(), number in self.reasons), []).append(number)
         for numbers in alike.values():
             yield _Units(tuple(layer for layer in layers if numbers[0] in self.made[layer]), np.array(numbers))
 

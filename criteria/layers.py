@@ -26,6 +26,11 @@ def is_known(module: nn.Module) -> bool:
     return isinstance(module, KNOWN)
 
 
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether a conv or linear layer's class does more than torch's: it may pad, scale or join what it reads."""
+    return not any(type(module).forward is kind.forward for kind in WEIGHTED)
+
+
 def is_depthwise(module: nn.Module) -> bool:
     """Whether a layer is a convolution with filters for each input channel alone; one each, or several."""
     return isinstance(module, CONV) and module.groups == module.in_channels > 1

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from criteria.errors import CriterionError
 from criteria.graph import ChannelGroup, Member
+from criteria.layers import has_own_forward
 from criteria.passes import Network, reading_groups
 from criteria.streaming import hooks, rows, widened
 
@@ -123,7 +124,7 @@ class Watch:
         self.layer = layer
         self.channels, self.positions = rows(member)
         self.linear = isinstance(layer, nn.Linear)
-        self.patches = patches and not getattr(layer, "transposed", False)
+        self.patches = patches and not getattr(layer, "transposed", False) and not has_own_forward(layer)
         taps = 1 if self.linear else math.prod(layer.kernel_size)
         self.width = len(self.channels) * (self.positions.shape[1] * taps if self.patches else 1)
         if self.width > WIDEST:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from criteria.errors import GraphError
@@ -42,6 +43,7 @@ class Trace:
         ties: Which labels go together, and which have to stay.
         order: Names of the layers as they ran; one that ran twice is in it twice.
         positions: For each conv and linear weight, how often every element is used for one example.
+        uncounted: Of each module, multiplications of one example outside of known layers, such as of attention.
         made: For each conv and linear layer, the labels of its output channels.
         read: For each conv and linear layer, the labels of its input channels.
         axes: For each (tensor, dimension) of a layer that holds channels, their labels and whether it reads them.
@@ -52,6 +54,7 @@ class Trace:
     ties: Ties = field(default_factory=Ties)
     order: list[str] = field(default_factory=list)
     positions: dict[str, int] = field(default_factory=dict)
+    uncounted: dict[str, int] = field(default_factory=dict)
     made: dict[str, Tensor] = field(default_factory=dict)
     read: dict[str, Tensor] = field(default_factory=dict)
     axes: dict[tuple[str, int], tuple[Tensor, bool]] = field(default_factory=dict)
@@ -132,6 +135,9 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         layer = self._running[-1] if self._running else ""
         operation = Operation(self.trace.ties, self.labels, layer, (func, args, kwargs))
         outputs = func(*args, **kwargs)
+        if (count := flop_registry.get(func._overloadpacket)) is not None:
+            macs = int(count(*args, **kwargs, out_val=outputs)) // 2 // self._examples
+            self.trace.uncounted[layer] = self.trace.uncounted.get(layer, 0) + macs
         if operation.inputs:
             made = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
             for tensor, labels in zip(made, operation.labels(outputs), strict=True):
@@ -183,6 +189,9 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Enters the axes of a known layer, and returns the labels of its output."""
         labels = self.labels(source)
         if isinstance(module, WEIGHTED):
+            if _widths(module, source, output) != (width(module, "in"), width(module, "out")):
+                self.trace.ties.pin(labels, name, "reads or makes other channels than its weight has")
+                return torch.full([1] * output.ndim, STAYS)
             read = self._channels(name, labels, source, channel_dim(module))
             made = (self._depthwise if is_depthwise(module) else self._dense)(name, module, read)
             if name in self.whole:
@@ -249,6 +258,12 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.trace.ties.tie(rows[:, :1], rows, name, "normalises channels together with values that stay")
         for key in channelwise_tensors(module):
             self._own(f"{name}.{key}", 0, channels)
+
+
+def _widths(module: nn.Module, source: Tensor, output: Tensor) -> tuple[int, int]:
+    """Of what a layer was given and has made."""
+    dim = channel_dim(module)
+    return source.shape[dim % source.ndim], output.shape[dim % output.ndim]
 
 
 def _normalised_dims(module: Any) -> int:

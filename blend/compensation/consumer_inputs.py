@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from blend.compensation.live_memory import live_bytes
 from blend.errors import InputError
 from criteria.graph import Axis, ChannelGraph, Indices, Keep, Member
-from criteria.layers import is_transposed, width
+from criteria.layers import has_own_forward, is_transposed, width
 from criteria.moments import WIDEST, Watch
 from criteria.streaming import hooks, rows
 
@@ -87,8 +87,8 @@ def readings(model: nn.Module, graph: ChannelGraph, grade: Grade) -> tuple[list[
     """Every consumer's channels, and what cannot be done as the grade wants it, in words.
 
     Depthwise convolutions have nothing to correct: each of their filters goes or stays with the one channel it reads.
-    Transposed convolutions are always taken by channel. Layers with more than `criteria.moments.WIDEST` variables are
-    left as they are.
+    Transposed convolutions, and classes with a forward of their own, are always taken by channel. Layers with more than
+    `criteria.moments.WIDEST` variables are left as they are.
     """
     found: list[Reading] = []
     notes: list[str] = []
@@ -97,13 +97,16 @@ def readings(model: nn.Module, graph: ChannelGraph, grade: Grade) -> tuple[list[
         layer: Any = model.get_submodule(name)
         if is_transposed(layer) and grade != "channel":
             notes.append(f"'{name}' is compensated by channel: transposed convolutions have no patches")
-        by_channel = grade == "channel" or is_transposed(layer)
+        elif has_own_forward(layer) and grade != "channel":
+            notes.append(f"'{name}' is compensated by channel: what its own forward makes patches of is not known")
+        by_channel = grade == "channel" or is_transposed(layer) or has_own_forward(layer)
         mine = [one for one in _of_layer(graph, axis, name, layer, by_channel) if (one.owner >= 0).any()]
         if widest := max((one.variables for one in mine if one.variables > WIDEST), default=0):
             notes.append(f"'{name}' is not compensated: it reads {widest} variables, more than {WIDEST}")
         else:
             found += mine
-    if (size := sum(8 * one.variables**2 for one in found)) > LARGEST:
+    sizes = [8 * one.variables**2 for one in found]
+    if (size := max(sizes, default=0) if grade == "sequential" else sum(sizes)) > LARGEST:  # it takes layer by layer
         raise InputError(
             f"compensate must be 'channel' for this network, got '{grade}', whose statistics take "
             f"{size / 2**30:.1f} GiB (at most {LARGEST / 2**30:g})"

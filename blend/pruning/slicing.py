@@ -209,8 +209,8 @@ def raise_if_out_of_memory(error: Exception) -> None:
 
 
 def _disagreement(network: PrunedNetwork, keep: Keep, example_input: Tensor) -> float:
-    masked = network.mask(keep)(example_input)
     try:
+        masked = network.mask(keep)(example_input)
         sliced = network.prune(keep)(example_input)
     except FORWARD_ERRORS as error:
         raise_if_out_of_memory(error)

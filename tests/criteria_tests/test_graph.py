@@ -1,6 +1,7 @@
 """Channel groups of networks whose coupling is known by looking at them."""
 
 import pickle
+import tracemalloc
 from collections import OrderedDict
 
 import numpy as np
@@ -581,3 +582,45 @@ def test_weights_that_are_not_a_layers_own_stay():
         uncopiable = sequential(a=nn.Conv2d(3, 3, 1), last=nn.Conv2d(3, 2, 1))
         uncopiable.leftover = uncopiable.a.weight * 2
     assert refused(uncopiable).startswith("the network cannot be copied: ")
+
+
+def test_a_layer_that_reads_other_channels_than_it_is_given_is_left_alone():
+    class WithCoordinates(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(torch.cat([x, x[:, :1] * 0 + 1], 1))
+
+    net = sequential(
+        stem=nn.Conv2d(3, 6, 3, padding=1), odd=WithCoordinates(7, 5, 1),
+        next=nn.Conv2d(5, 4, 1), last=nn.Conv2d(4, 2, 1),
+    )  # fmt: skip
+    graph = ChannelGraph.build(net, IMAGES)
+    assert [group.name for group in graph.groups] == ["next"]
+    told = "the channels of 'stem' are left alone: 'odd' reads or makes other channels than its weight has"
+    assert [str(note) for note in graph.notes] == [told]
+
+
+def test_multiplications_outside_of_layers_are_known():
+    net = Wired(
+        lambda net, x: net.last(net.mid(F.conv2d(net.stem(x), net.own.gain)).relu()),
+        stem=nn.Conv2d(3, 6, 3, padding=1), own=Scale(5, 6, 3, 3), mid=nn.Conv2d(5, 4, 1), last=nn.Conv2d(4, 2, 1),
+    )  # fmt: skip
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net.eval()(IMAGES)
+    graph = ChannelGraph.build(net, IMAGES)
+    layers = sum(np.prod(graph.shapes[tensor]) * uses for tensor, uses in graph.positions.items())
+    assert graph.uncounted == {"": 5 * 6 * 9 * 36}
+    assert 2 * len(IMAGES) * (layers + graph.uncounted[""]) == counter.get_total_flops()
+
+
+def test_elements_of_large_tensors_take_no_table_of_all_axes():
+    """A square matrix of 1,024 outside of layers: a row of the table for each of its elements took gigabytes."""
+    mixing = Wired(lambda net, x: x @ net.own.gain, own=Scale(1024, 1024))
+    net = sequential(
+        **{f"conv{i}": nn.Conv2d(3 if i == 0 else 4, 4, 1) for i in range(60)}, pool=nn.AdaptiveAvgPool2d(16),
+        wide=nn.Conv2d(4, 4, 1), flat=nn.Flatten(), mixing=mixing, head=nn.Linear(1024, 3),
+    ).eval()  # fmt: skip
+    tracemalloc.start()
+    ChannelGraph.build(net, IMAGES)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 400 * 2**20
