@@ -33,6 +33,8 @@ FEW = 16
 """Held-out examples by which a worker knows that it judges as the search does."""
 SAME = 1e-3
 """Relative difference of a loss or metric up to which another kind of processor may be the reason."""
+SAME_IN_HALF = 0.05
+"""The same of a network in half precision."""
 _BFLOAT16 = np.dtype([("bfloat16", np.int16)])  # numpy has none
 
 
@@ -149,13 +151,13 @@ def _verdict(model: nn.Module, loss: Any, metric: Any, inputs: Tensor, targets: 
         return float(loss(outputs, targets)), metric(outputs, targets).double().tolist()
 
 
-def _check_verdict(before: tuple[float, list[float]], now: tuple[float, list[float]]) -> None:
+def _check_verdict(before: tuple[float, list[float]], now: tuple[float, list[float]], same: float) -> None:
     """Refuses code that has changed since this process has imported it, or since the search has.
 
     Another kind of processor may be the reason that a number is a little different, or the metric of one example.
     """
     for what, one, other, different in (("loss", before[0], now[0], 0), ("metric", before[1], now[1], 1)):
-        close = np.isclose(one, other, rtol=SAME, atol=SAME**2, equal_nan=True)
+        close = np.isclose(one, other, rtol=same, atol=same**2, equal_nan=True)
         if np.sum(~close) > different:
             raise InputError(
                 f"the task's {what} must say what it says where the search runs, {np.mean(one):.6g} of {FEW} held-out "
@@ -185,7 +187,8 @@ def _load_judge(workspace: Workspace, half: bool) -> Judge:
     with (Path(workspace.folder) / "judge.pickle").open("rb") as file:
         model, graph, loss, metric, settings, bare, said = pickle.load(file)
     some = (_loaded(workspace, f"heldout-{part}")[:FEW] for part in ("inputs", "targets"))
-    _check_verdict(said, _verdict(model, loss, metric, *some))
+    half = any(parameter.dtype.itemsize < 4 for parameter in model.parameters())
+    _check_verdict(said, _verdict(model, loss, metric, *some), SAME_IN_HALF if half else SAME)
     if half:
         settings = replace(settings, precision=torch.bfloat16)
     known = rejoined((reading, _loaded(workspace, f"moments-{number}")) for number, reading in enumerate(bare))
