@@ -75,6 +75,7 @@ def hrank(stats: GroupStats) -> Tensor:
 
     Caution:
         Maps of a few pixels all have full rank: of no use in the last layers of a network. The dearest of its family.
+        Looks at 32 images; at fewer where their maps would take more than a GiB.
     """
     ranks: Tensor = torch.linalg.matrix_rank(stats.maps)
     return ranks.to(stats.maps.dtype).mean(0)

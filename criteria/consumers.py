@@ -6,13 +6,12 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from criteria.errors import CriterionError
 from criteria.graph import ChannelGraph, ChannelGroup, Member
-from criteria.streaming import ClassMoments, Mean, Reservoir, Slots, hooks, rows, widened
+from criteria.streaming import ClassMoments, Maps, Mean, Reservoir, Slots, hooks, rows, widened
 from criteria.views import NEEDS, GroupStats
 
 IMAGE_MEANS = 2048
@@ -29,7 +28,7 @@ class Consumers:
         graph: its channel groups.
         needs: names from `NEEDS`.
         seed: of the samples.
-        map_images: how many images' maps are held.
+        map_images: how many images' maps are held, if there is room for them.
     """
 
     def __init__(
@@ -45,7 +44,7 @@ class Consumers:
         self._means: defaultdict[tuple[str, ...], Mean] = defaultdict(Mean)
         self._classes: defaultdict[tuple[str, str], ClassMoments] = defaultdict(ClassMoments)
         self._image_means: defaultdict[str, Slots] = defaultdict(Slots)
-        self._maps: defaultdict[str, dict[int, Tensor]] = defaultdict(dict)
+        self._maps = Maps(map_images, seed)
         self._samples = {"maps": Reservoir(map_images, seed), "image_means": Reservoir(IMAGE_MEANS, seed)}
         self._shares: dict[str, dict[int, int]] = {}
         self._labels: list[int] | None = None
@@ -75,7 +74,7 @@ class Consumers:
             self._add_means(layer, read)
         if read.ndim >= 4 and not linear:
             for slot, row in self._shares.get("maps", {}).items():
-                self._maps[layer][slot] = widened(self._one_each(read)[row].flatten(1, -2)).clone()
+                self._put_maps(layer, slot, self._one_each(read)[row].flatten(1, -2))
         if "activation_gradient" in self._needs and whole.requires_grad:
             self._add_gradient_later(layer, whole, linear)
 
@@ -91,6 +90,10 @@ class Consumers:
             self._image_means[layer].put(self._shares["image_means"], self._one_each(images))
         for group, positions in self._members[layer] if self._labels and len(images) == len(self._labels) else ():
             self._classes[group, layer].add(images[:, positions].mean(-1), self._labels or [])
+
+    def _put_maps(self, layer: str, slot: int, image: Tensor) -> None:
+        for group, positions in self._members[layer]:
+            self._maps.put(group, layer, slot, widened(image[positions].flatten(1, 2)))
 
     def _one_each(self, rows: Tensor) -> Tensor:
         """One row for each example: the first of its frames, where those were folded into the batch."""
@@ -119,7 +122,7 @@ class Consumers:
         handle: RemovableHandle = read.register_hook(add)  # type: ignore[no-untyped-call]
 
     def views(self, group: ChannelGroup) -> list[GroupStats]:
-        """The group's views by the layers that read its channels, in the graph's order."""
+        """The group's views by the layers that read its channels, in the graph's order; they take the maps along."""
         return [self._view(group, member) for member in group.consumers]
 
     def _view(self, group: ChannelGroup, member: Member) -> GroupStats:
@@ -143,11 +146,5 @@ class Consumers:
             image_means=None if images is None else images.T,
             between_class_variance=between,
             within_class_variance=within,
-            maps=self._stacked(member.layer, positions),
+            maps=self._maps.take(group.name, member.layer),
         )
-
-    def _stacked(self, layer: str, positions: Tensor) -> Tensor | None:
-        maps = [self._maps[layer][slot] for slot in sorted(self._maps[layer])]
-        if len({tuple(sample.shape) for sample in maps}) > 1:
-            raise CriterionError(f"the maps read by {layer!r} must have one size to be stacked, got several")
-        return torch.stack(maps)[:, positions].flatten(2, 3) if maps else None

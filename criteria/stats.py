@@ -54,7 +54,8 @@ def collect(
             can be asked for. What is common to several needs is computed once.
         seed: of the samples of images, of the probes of second derivatives, and of torch's default generator during
             the sweep.
-        map_images: how many images ``maps`` holds, drawn uniformly from the stream whatever its split in batches.
+        map_images: how many images ``maps`` holds, drawn uniformly from the stream whatever its split in batches; fewer
+            where the maps of all layers would take more than a GiB.
         on_batch: called after every batch with the number of batches done.
 
     Returns:

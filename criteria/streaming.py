@@ -1,5 +1,6 @@
 """What is gathered batch by batch in bounded memory; hooks that come off again; which rows a channel owns."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -11,6 +12,9 @@ from torch.utils.hooks import RemovableHandle
 
 from criteria.errors import CriterionError
 from criteria.graph import Member
+
+MAP_BYTES = 2**30
+"""What the maps of all layers may take together; beyond it, those of fewer images are held, but of one at least."""
 
 
 class Mean:
@@ -82,6 +86,47 @@ class Slots:
     def value(self) -> Tensor | None:
         """What is held, (slots, features); None if nothing is."""
         return None if self._rows is None else self._rows[: self._used]
+
+
+class Maps:
+    """What layers read of the images at the slots of a reservoir; of fewer images where it takes over `MAP_BYTES`.
+
+    The slots' order is random. Those that come first in it are held: a fair sample of a fair sample, the same whatever
+    the split in batches.
+
+    Args:
+        slots: size of the reservoir.
+        seed: of the order.
+    """
+
+    def __init__(self, slots: int, seed: int) -> None:
+        """Start empty."""
+        self._rank = np.random.default_rng([seed, 1]).permutation(slots).tolist()
+        self._held: set[int] = set()
+        self._bytes: dict[tuple[str, str], int] = {}
+        self._maps: defaultdict[tuple[str, str], dict[int, Tensor]] = defaultdict(dict)
+
+    def put(self, group: str, layer: str, slot: int, maps: Tensor) -> None:
+        """Hold an image's maps of a group's channels in a layer's input, then no more images than there is room for."""
+        self._maps[group, layer][slot] = maps
+        self._bytes[group, layer] = maps.nbytes
+        self._held.add(slot)
+        room = max(1, MAP_BYTES // max(1, sum(self._bytes.values())))
+        for surplus in sorted(self._held, key=self._rank.__getitem__)[room:]:
+            self._held.remove(surplus)
+            for by_slot in self._maps.values():
+                by_slot.pop(surplus, None)
+
+    def take(self, group: str, layer: str) -> Tensor | None:
+        """What is held of a layer, (images, channels, ...), in the slots' order, for the last time; None if nothing is.
+
+        Raises:
+            CriterionError: maps of several sizes.
+        """
+        maps = self._maps.pop((group, layer), {})
+        if len({tuple(sample.shape) for sample in maps.values()}) > 1:
+            raise CriterionError(f"the maps read by {layer!r} must have one size to be stacked, got several")
+        return torch.stack([maps[slot] for slot in sorted(maps)]) if maps else None
 
 
 class ClassMoments:

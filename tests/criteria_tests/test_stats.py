@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from criteria import NEEDS, CriterionError, collect
+from criteria.streaming import Maps
 
 from .tiny_networks import assert_same, conv_net, graph, group, half_squared_error, images, member, snapshot
 
@@ -112,7 +113,9 @@ def test_maps_are_a_sample_that_does_not_depend_on_the_split():
     assert not torch.equal(other, samples[0])
 
 
-def test_the_sample_of_maps_is_fair():
+@pytest.mark.parametrize("held", [3, 2])
+def test_the_sample_of_maps_is_fair(held, monkeypatch):
+    monkeypatch.setattr("criteria.streaming.MAP_BYTES", 4 * held)
     model = nn.Sequential(nn.Identity(), nn.Conv2d(1, 1, 1))
     net_graph = graph(group("g", 1, [], [member("1", 1)]))
     inputs = torch.arange(10.0).view(10, 1, 1, 1)
@@ -120,8 +123,53 @@ def test_the_sample_of_maps_is_fair():
     for seed in range(400):
         (view,) = collect(model, net_graph, [(inputs, inputs)], None, {"maps"}, map_images=3, seed=seed)["g"]
         counts[view.maps.flatten().long()] += 1
-    assert counts.sum() == 1200
-    assert (counts - 120).abs().max() < 5 * 9.2  # 400 draws with chance 0.3: deviation 9.2
+    assert counts.sum() == 400 * held
+    assert (counts - 40 * held).abs().max() < 5 * 9.2  # 400 draws with chance 0.3: deviation 9.2, and 8 with 0.2
+
+
+def test_maps_are_of_fewer_images_where_they_are_large(monkeypatch):
+    model, net_graph = conv_net()
+    inputs, targets = images(20)
+    whole = collect(model, net_graph, [(inputs, targets)], None, {"maps"}, map_images=8)["stem"][1].maps
+    for room, held in ((8, 8), (5, 5), (1, 1), (0, 1)):
+        monkeypatch.setattr("criteria.streaming.MAP_BYTES", whole[0].nbytes * room + 1)
+        samples = []
+        for size in (20, 7, 1):
+            batches = zip(inputs.split(size), targets.split(size), strict=True)
+            samples.append(collect(model, net_graph, batches, None, {"maps"}, map_images=8)["stem"][1].maps)
+        assert len(samples[0]) == held
+        torch.testing.assert_close(samples[1], samples[0])
+        torch.testing.assert_close(samples[2], samples[0])
+        found = [n for n, kept in enumerate(whole) if any(torch.equal(kept, sample) for sample in samples[0])]
+        assert torch.equal(whole[found], samples[0])
+    few = collect(model, net_graph, [images(3)], None, {"maps"}, map_images=32)["stem"][1].maps
+    assert len(few) == 1  # also where few slots of many are in use
+
+
+def test_the_maps_of_all_layers_take_no_more_room_than_there_is(monkeypatch):
+    monkeypatch.setattr("criteria.streaming.MAP_BYTES", 1000)
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.Conv2d(3, 5, 1), nn.Conv2d(5, 1, 1))
+    net_graph = graph(
+        group("a", 3, [member("0", 3)], [member("1", 3)]),
+        group("b", 2, [], [member("2", [0, 1, -1, -1, -1])]),
+        group("c", 3, [], [member("2", [-1, -1, 0, 1, 2])]),
+    )
+    inputs = torch.randn(20, 2, 4, 4)
+    views = collect(model, net_graph, [(inputs, inputs)], None, {"maps"})
+    maps = [views[name][-1].maps for name in "abc"]
+    assert [tuple(held.shape) for held in maps] == [(1, 3, 4, 4), (1, 2, 4, 4), (1, 3, 4, 4)]  # 512 bytes an image
+    with torch.no_grad():
+        read = [model[:1](inputs), *model[:2](inputs).split((2, 3), 1)]
+    found = [[n for n in range(20) if torch.equal(whole[n], held[0])] for whole, held in zip(read, maps, strict=True)]
+    assert found[0] == found[1] == found[2] != []
+
+
+def test_maps_are_let_go_of_when_they_are_taken():
+    maps = Maps(4, seed=0)
+    for slot in (2, 0):
+        maps.put("g", "conv", slot, torch.full((1, 2, 2), float(slot)))
+    assert maps.take("g", "conv")[:, 0, 0, 0].tolist() == [0, 2]
+    assert maps.take("g", "conv") is None
 
 
 # --- every kind of layer -------------------------------------------------------------------------------------------
