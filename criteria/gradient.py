@@ -81,7 +81,8 @@ def fisher(stats: GroupStats) -> Tensor:
         Scores of shape (channels,), in the unit of the loss squared; higher means keep.
 
     Caution:
-        Needs a loss that is a mean over examples. On a network that fits its data perfectly all gradients vanish.
+        Needs a loss that is a mean over examples, and layers that keep them apart, with no frames or views folded into
+        the batch. On a network that fits its data perfectly all gradients vanish.
     """
     return stats.example_gate_gradient_squared / 2
 

@@ -45,6 +45,7 @@ class Producers:
         self._layers = {member.layer: member for _, member, *_ in self._members}
         self._means: defaultdict[tuple[str, ...], Mean] = defaultdict(Mean)
         self._gates: dict[str, Tensor] = {}
+        self._folded: set[str] = set()
         self._flow: dict[str, Tensor] = {}
         self._stand_ins = {id(parameter): parameter.detach() for parameter in model.parameters()}
         differentiated = self._layers if self._needs & _FILTERS else {}
@@ -74,10 +75,14 @@ class Producers:
             yield _module(self._model, member.norm or layer).register_forward_hook(partial(self._gate, layer))
 
     def _gate(self, layer: str, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        """The output times its gates; the first of them is on all of it where it does not keep the examples apart.
+
+        Frames folded into the batch meet again: a gate of its own on each would miss what they do to one another.
+        """
         gate = self._gates[layer]
         if len(output) != len(gate):
-            rule = f"the output of {layer!r} must keep the batch's {len(gate)} examples apart"
-            raise CriterionError(f"{rule} for a gate on each, got {len(output)} rows")
+            self._folded.add(layer)
+            gate = gate[:1]
         ones = [1] * (output.ndim - 2)
         linear = isinstance(_module(self._model, layer), nn.Linear)
         shape = [len(gate), *ones, gate.shape[1]] if linear else [*gate.shape, *ones]
@@ -184,6 +189,7 @@ class Producers:
         def mean(*key: str) -> Tensor | None:
             return self._means[key].value
 
+        of_example = mean("example_gate", group.name, member.layer)
         probed: dict[str, Mapping[str, Tensor]] = {}
         for need in self._probes["hessian_diagonal"]:
             if (diagonal := filters(mean(need, member.layer))) is not None:
@@ -203,7 +209,7 @@ class Producers:
             weight_gradient=filters(mean("weight_gradient", member.layer)),
             weight_gradient_magnitude=filters(mean("weight_gradient_magnitude", member.layer)),
             gate_gradient_squared=mean("gate", group.name, member.layer),
-            example_gate_gradient_squared=mean("example_gate", group.name, member.layer),
+            example_gate_gradient_squared=None if member.layer in self._folded else of_example,
             hessian_gradient=filters(mean("hessian_gradient", member.layer)),
             flow_gradient=filters(self._flow.get(member.layer)),
             hessian_diagonal=probed.pop("hessian_diagonal", {}).get("hessian_diagonal"),

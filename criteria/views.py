@@ -41,7 +41,10 @@ NEEDS: Mapping[str, Need] = MappingProxyType(
         "weight_gradient": Need("producer", ("weight_gradient",), "the weight gradient of"),
         "gate_gradient": Need("producer", ("gate_gradient_squared",), "the gate gradient of"),
         "example_gate_gradient": Need(
-            "producer", ("example_gate_gradient_squared",), "the gate gradient per example of"
+            "producer",
+            ("example_gate_gradient_squared",),
+            "the gate gradient per example of",
+            "its output does not keep examples apart, or it was not collected",
         ),
         "weight_gradient_magnitude": Need(
             "producer", ("weight_gradient_magnitude",), "the weight gradient's magnitude of"

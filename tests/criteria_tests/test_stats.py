@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from criteria import NEEDS, CriterionError, collect
+from criteria import NEEDS, CriterionError, collect, score_table
 from criteria.streaming import Maps
 
 from .tiny_networks import assert_same, conv_net, graph, group, half_squared_error, images, member, snapshot
@@ -56,6 +56,34 @@ def test_example_gradients_are_those_of_a_loop_over_examples():
         torch.testing.assert_close(
             producer(whole, name).example_gate_gradient_squared, producer(loop, name).gate_gradient_squared
         )
+
+
+class Frames(nn.Module):
+    """Takes each frame of an example for an image, and the mean of what it has of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 3, 3, bias=False), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.norm(self.conv(x.flatten(0, 1))).unflatten(0, x.shape[:2]).mean((1, 3, 4))
+
+
+def test_one_gate_is_on_all_frames_that_are_folded_into_the_batch():
+    torch.manual_seed(0)
+    model, net_graph = Frames(), graph(group("g", 3, [member("conv", 3, "norm")]))
+    inputs, targets = torch.randn(5, 4, 2, 6, 6), torch.randn(5, 3)
+    needs = {"gate_gradient", "gate_curvature", "example_gate_gradient"}
+    view = producer(collect(model, net_graph, [(inputs, targets)], half_squared_error, needs), "g")
+    with torch.no_grad():
+        outputs = model.eval()(inputs)  # z y, of which each channel has a loss of its own: no cross terms to estimate
+    slopes, bends = ((outputs - targets) * outputs).mean(0), outputs.square().mean(0)
+    torch.testing.assert_close(view.gate_gradient_squared, slopes.square())
+    torch.testing.assert_close(view.gate_change_squared, (bends / 2 - slopes).square())
+    with pytest.raises(CriterionError, match="gate gradient per example of 'conv'; its output does not keep examples"):
+        _ = view.example_gate_gradient_squared
+    table = score_table({"g": [view]}, ["taylor_fo", "bn_taylor", "fisher"], strict=False)
+    assert table.usable("g") == ("taylor_fo", "bn_taylor")
 
 
 def test_weight_gradients_are_those_of_backward():
@@ -528,14 +556,6 @@ def test_wrong_arguments(change, message):
     with pytest.raises(ValueError, match=message) as caught:
         collect(model, net_graph, **arguments)
     assert isinstance(caught.value, CriterionError)
-
-
-def test_gates_need_the_examples_apart():
-    model = nn.Sequential(nn.Flatten(0, 1), nn.Unflatten(0, (-1, 1)), nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Flatten(0))
-    net_graph = graph(group("g", 2, [member("2", 2)]))
-    batch = [(torch.ones(3, 4, 2, 2), torch.zeros(()))]
-    with pytest.raises(CriterionError, match=r"output of '2' must keep the batch's 3 examples apart .* got 12 rows"):
-        collect(model, net_graph, batch, lambda y, t: y.mean(), {"gate_gradient"})
 
 
 def test_a_computed_weight_has_no_gradient():
