@@ -2,13 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.utils.hooks import RemovableHandle
 
@@ -20,6 +21,7 @@ from criteria.streaming import Mean, hooks, rows, widened
 from criteria.views import GroupStats, need_parameter
 
 _GATES = frozenset({"gate_gradient", "example_gate_gradient", "gate_curvature", "activation_gradient"})
+_SECOND = frozenset({"hessian_diagonal", "hessian_gradient", "gate_curvature"})
 _FILTERS = frozenset({"weight_gradient", "weight_gradient_magnitude", "hessian_diagonal", "hessian_gradient"})
 
 
@@ -66,6 +68,10 @@ class Producers:
         """Measure the synaptic flow, for which a batch's shape is all that matters."""
         self._flow = flow_gradients(self._model, list(self._layers), inputs)
 
+    def differentiable(self) -> AbstractContextManager[None]:
+        """A context for the forward pass, in which attention has second derivatives: its fused kernels have none."""
+        return sdpa_kernel(SDPBackend.MATH) if self._needs & _SECOND else nullcontext()
+
     def hooked(self) -> AbstractContextManager[None]:
         """A context in which every producer's output, after its BatchNorm, is multiplied by its gate."""
         return hooks(self._hooks())
@@ -102,9 +108,8 @@ class Producers:
         """
         if loss.ndim or not loss.isfinite():
             raise CriterionValueError(f"loss must be a finite scalar, got {loss.detach()}")
-        second = bool(self._needs & {"hessian_diagonal", "hessian_gradient", "gate_curvature"})
         leaves = [*self._filters.values(), *self._gates.values()]
-        gradients = gradients_of([loss], leaves, create_graph=second)
+        gradients = gradients_of([loss], leaves, create_graph=bool(self._needs & _SECOND))
         of_filters, of_gates = gradients[: len(self._filters)], gradients[len(self._filters) :]
         self._add_filters(of_filters, examples)
         self._add_gates(dict(zip(self._gates, of_gates, strict=True)), examples)

@@ -97,7 +97,7 @@ def _sweep(
     inputs, targets = (tensor.to(_device(model)) for tensor in batch)
     producers.begin(len(inputs))
     consumers.begin(len(inputs), targets)
-    with torch.set_grad_enabled(producers.active):
+    with torch.set_grad_enabled(producers.active), producers.differentiable():
         outputs = functional_call(model, producers.state(), (inputs,))
         if producers.active:
             producers.add(loss(outputs, targets), len(inputs))

@@ -122,6 +122,34 @@ def test_hessian_diagonal_is_the_exact_one_within_the_probes_deviation():
     assert (estimate - exact).norm() < 2 * deviation.norm() < 0.5 * exact.norm()
 
 
+class Attention(nn.Module):
+    """Attention over positions, after a convolution; fused, or as torch's own formula for it."""
+
+    def __init__(self, fused):
+        super().__init__()
+        self.fused, self.conv, self.head = fused, nn.Conv2d(2, 12, 3), nn.Linear(4, 5)
+
+    def forward(self, x):
+        q, k, v = self.conv(x).flatten(2).mT.unsqueeze(1).contiguous().chunk(3, -1)
+        attended = F.scaled_dot_product_attention(q, k, v) if self.fused else (q @ k.mT / 2).softmax(-1) @ v
+        return self.head(attended.mean((1, 2)))
+
+
+@pytest.mark.parametrize("need", ["hessian_diagonal", "hessian_gradient", "gate_curvature"])
+def test_attention_has_second_derivatives(need):
+    torch.manual_seed(0)
+    fused, formula = Attention(True), Attention(False)
+    formula.load_state_dict(fused.state_dict())
+    net_graph = graph(group("g", 12, [member("conv", 12)]))
+    found, expected = (
+        producer(collect(model.double(), net_graph, [images(dtype=torch.float64)], F.cross_entropy, {need}), "g")
+        for model in (fused, formula)
+    )
+    (field,) = NEEDS[need].fields
+    torch.testing.assert_close(getattr(found, field), getattr(expected, field))
+    assert getattr(found, field).any()
+
+
 def test_maps_are_a_sample_that_does_not_depend_on_the_split():
     model, net_graph = conv_net()
     inputs, targets = images(20)
