@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from criteria.errors import CriterionError
-from criteria.layers import BATCH_NORM, INSTANCE_NORM
+from criteria.layers import BATCH_NORM, INSTANCE_NORM, MIXING
 from criteria.streaming import hooks
 
 _SATURATING = frozenset(
@@ -20,7 +20,10 @@ _SATURATING = frozenset(
         *(F.sigmoid, F.hardsigmoid, F.tanh, F.hardtanh, F.hardtanh_, F.relu6, F.softsign),
     }
 )
-_NORMS = (*BATCH_NORM, *INSTANCE_NORM, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
+_IN_PLACE = frozenset({Tensor.mul_, Tensor.multiply_})
+_PRODUCTS = frozenset({torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, *_IN_PLACE})
+_SHAPED_LIKE = frozenset({Tensor.expand_as, Tensor.view_as, Tensor.reshape_as})
+_NORMS = (*BATCH_NORM, *INSTANCE_NORM, nn.GroupNorm, *MIXING, nn.LocalResponseNorm)
 
 
 def flow_gradients(model: nn.Module, layers: Sequence[str], inputs: Tensor) -> dict[str, Tensor]:
@@ -29,7 +32,8 @@ def flow_gradients(model: nn.Module, layers: Sequence[str], inputs: Tensor) -> d
     R is the sum of the network's outputs for one example of ones, with the absolute value of every parameter, without
     biases, and with every normalisation layer passing on what it gets: evaluated as it is, it would shift and scale
     the flow by statistics of the data. So does every function that saturates (the sigmoid of a gate, tanh, ReLU6): the
-    flow is so large that nothing would pass. In float64, for R is a product over all layers.
+    flow is so large that nothing would pass. A gate that multiplies flow does so over its largest value, a constant:
+    passed on as it is, each gate would square what comes before it. In float64, for R is a product over all layers.
 
     Args:
         model: the network, in eval mode; it is not touched.
@@ -53,8 +57,8 @@ def flow_gradients(model: nn.Module, layers: Sequence[str], inputs: Tensor) -> d
             raise CriterionError(f"the weight of {layer!r} must be a parameter to have a gradient, got a computed one")
         weights[layer] = state[name].requires_grad_()
     with hooks(_passing_on(model)), torch.enable_grad(), _Unsaturated():
-        ones = torch.ones_like(inputs[:1], dtype=torch.float64)
-        flow: Tensor = functional_call(model, state, (ones,)).sum()
+        ones = torch.ones_like(inputs[:1], dtype=torch.float64).requires_grad_()  # by which flow is told from weights
+        flow: Tensor = functional_call(model, state, (ones.clone(),)).sum()
     if not flow.requires_grad:
         return {layer: torch.zeros_like(weight) for layer, weight in weights.items()}
     gradients = torch.autograd.grad(flow, list(weights.values()), allow_unused=True, materialize_grads=True)
@@ -62,14 +66,38 @@ def flow_gradients(model: nn.Module, layers: Sequence[str], inputs: Tensor) -> d
 
 
 class _Unsaturated(TorchFunctionMode):
-    """Functions that saturate pass on what they get, however the network calls them."""
+    """Functions that saturate pass on what they get, however the network calls them, and over its largest as a gate."""
+
+    def __init__(self) -> None:
+        """Start with nothing that came out of such a function."""
+        super().__init__()
+        self._saturated: dict[int, Tensor] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """The argument of such a function, the result of any other."""
         kwargs = kwargs or {}
         if func in _SATURATING:
-            return args[0] if args else kwargs["input"]
-        return func(*args, **kwargs)
+            return self._marked(args[0] if args else kwargs["input"])
+        if func in _PRODUCTS:
+            args = self._factors(args, in_place=func in _IN_PLACE)
+        result = func(*args, **kwargs)
+        sources = [value for value in args if isinstance(value, Tensor)][: 1 if func in _SHAPED_LIKE else None]
+        alone = len(sources) == 1 and id(sources[0]) in self._saturated and isinstance(result, Tensor)
+        return self._marked(result) if alone else result
+
+    def _marked(self, saturated: Tensor) -> Tensor:
+        self._saturated[id(saturated)] = saturated  # held, as another tensor would get its id
+        return saturated
+
+    def _factors(self, factors: Sequence[Any], in_place: bool) -> Sequence[Any]:
+        """The factors of a product; if all are flow, the last of them that saturated is a gate, and at most 1."""
+        flow = all(isinstance(factor, Tensor) and factor.grad_fn is not None for factor in factors)
+        candidates = {id(factor) for factor in factors[in_place:]} if flow else set()
+        gate = next((self._saturated[known] for known in reversed(self._saturated) if known in candidates), None)
+        if gate is None:
+            return factors
+        place = max(place for place, factor in enumerate(factors) if factor is gate)
+        return *factors[:place], gate / gate.detach().abs().amax().clamp(min=1e-300), *factors[place + 1 :]
 
 
 def _positive(model: nn.Module) -> dict[str, Tensor]:

@@ -64,7 +64,7 @@ def synflow(stats: GroupStats) -> Tensor:
     r"""Synaptic flow through a filter, :math:`\sum_w |w\,\partial R/\partial w|,\ R = 1^T \prod_l |W_l| 1`; no data.
 
     R is the output for one example of ones, without biases, every normalisation layer and every function that saturates
-    passing on what it gets.
+    passing on what it gets; where it is a gate that other flow is multiplied by, over its largest value.
 
     Args:
         stats: ``weight`` and ``flow_gradient`` of shape (channels, fan_in).

@@ -118,6 +118,79 @@ def test_synflow_passes_on_where_a_function_saturates(saturating):
     assert scores.tolist() == [6e9, 4e9]
 
 
+@pytest.mark.parametrize("norm", [nn.LayerNorm(2), nn.RMSNorm(2), nn.GroupNorm(1, 2)])
+def test_synflow_passes_on_where_a_layer_normalises(norm):
+    model, net_graph = flow_net()
+    model[1] = norm
+    scores = score("synflow", model, net_graph, [(torch.zeros(3, 2), torch.zeros(3))], None)
+    assert scores.tolist() == [6, 4]
+
+
+class Excited(nn.Module):
+    """Squeeze-and-excitation of a convolution's channels."""
+
+    def __init__(self, gate, product):
+        super().__init__()
+        self.conv, self.squeeze, self.excite = nn.Conv2d(2, 2, 1), nn.Linear(2, 1), nn.Linear(1, 2)
+        self.gate, self.product = gate, product
+        with torch.no_grad():
+            self.conv.weight.copy_(torch.tensor([[1.0, 2.0], [3.0, 1.0]]).view(2, 2, 1, 1))
+            self.squeeze.weight.fill_(1)
+            self.excite.weight.copy_(torch.tensor([[1.0], [2.0]]))
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.product(x, self.gate(self.excite(self.squeeze(x.mean((2, 3))).relu())))
+
+
+GATES = {"sigmoid": nn.Sigmoid(), "hardsigmoid": nn.Hardsigmoid(), "relu6": lambda x: F.relu6(x + 0) / 6}
+PRODUCTS = {
+    "right": lambda x, gate: x * gate[:, :, None, None],
+    "left": lambda x, gate: torch.mul(gate.view(*gate.shape, 1, 1), x),
+    "expanded": lambda x, gate: F.relu6(x) * gate.unflatten(1, (2, 1, 1)).expand_as(x),
+    "in place": lambda x, gate: x.mul_(gate[:, :, None, None]),
+}
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_synflow_by_hand_of_a_gate(gate, product):
+    """The convolution makes (3, 4) of ones, the gate (7, 14), over its largest (1/2, 1): R = 3/2 + 4."""
+    model = Excited(GATES[gate], PRODUCTS[product])
+    net_graph = graph(*(group(name, size, [member(name, size)]) for name, size in (("conv", 2), ("excite", 2))))
+    batch = torch.zeros(3, 2, 1, 1), torch.zeros(3)
+    views = collect(model, net_graph, [batch], None, {"flow_gradient"})
+    of_gate = CRITERIA.get("synflow")(views["excite"][0])
+    assert of_gate.tolist() == pytest.approx([3 / 2, 4])
+    of_conv = CRITERIA.get("synflow")(views["conv"][0])  # gated, and 3 and 4 of the 7 that the gate is had from
+    assert of_conv.tolist() == pytest.approx([3 / 2 + 3 / 7 * 5.5, 4 + 4 / 7 * 5.5])
+
+
+def test_synflow_by_hand_of_what_gates_itself():
+    """The first layer makes (3, 4) of ones, and R = 2 · 3 · 3/4 + 1 · 4 · 4/4, with a slope of twice that."""
+    model, net_graph = flow_net()
+    model[2] = Calls(lambda x: x * torch.sigmoid(x))
+    scores = score("synflow", model, net_graph, [(torch.zeros(3, 2), torch.zeros(3))], None)
+    assert scores.tolist() == [9, 8]
+
+
+def test_synflow_survives_many_gates():
+    torch.manual_seed(0)
+    model = nn.Sequential(*(Excited(nn.Sigmoid(), PRODUCTS["right"]) for _ in range(20)))
+    net_graph = graph(group("g", 2, [member("0.conv", 2)]))
+    scores = score("synflow", model, net_graph, [(torch.zeros(1, 2, 4, 4), torch.zeros(1))], None)
+    assert scores.isfinite().all()
+    assert (scores > 0).all()
+
+
+@pytest.mark.parametrize("scale", [lambda x: 2 * x, lambda x: x * torch.full((2,), 2.0), lambda x: x.mul_(2)])
+def test_synflow_of_what_is_scaled_where_a_function_saturates(scale):
+    model, net_graph = flow_net()
+    model[2] = Calls(lambda x: scale(F.relu6(x)))
+    scores = score("synflow", model, net_graph, [(torch.zeros(3, 2), torch.zeros(3))], None)
+    assert scores.tolist() == [12, 8]
+
+
 def test_synflow_takes_one_batch_and_no_loss():
     def batches():
         yield torch.zeros(3, 2), torch.zeros(3)
