@@ -12,6 +12,9 @@ from criteria.scores import RESOLUTION
 from criteria.specification import at_least
 from criteria.views import GroupStats
 
+_HELD = 2**22
+"""Numbers in the Gram matrices that are held at a time."""
+
 
 @register(
     "mean_activation",
@@ -136,26 +139,28 @@ def chip(stats: GroupStats) -> Tensor:
     Caution:
         Channels are compared by few maps; a channel without any variation is told from noise by its maps alone.
     """
-    maps = stats.maps.flatten(2).double()
-    without = _without_each if maps.shape[1] <= maps.shape[2] else _outside_each
-    losses = [_nuclear_norm(_gram(image)) - _nuclear_norm(without(image)) for image in maps]
-    return torch.stack(losses).mean(0)
+    return torch.stack([_norm_losses(image) for image in stats.maps.flatten(2).double()]).mean(0)
 
 
-def _gram(maps: Tensor) -> Tensor:
-    """The smaller of the two Gram matrices."""
-    return maps @ maps.T if len(maps) <= maps.shape[1] else maps.T @ maps
+def _norm_losses(maps: Tensor) -> Tensor:
+    """For each row, the loss of nuclear norm without it, of as many rows at a time as there is room for."""
+    gram = maps @ maps.T if len(maps) <= maps.shape[1] else maps.T @ maps
+    without = _without_each if len(maps) <= maps.shape[1] else _outside_each
+    many = max(1, _HELD // gram.numel())
+    portions = [slice(first, first + many) for first in range(0, len(maps), many)]
+    return _nuclear_norm(gram) - torch.cat([_nuclear_norm(without(gram, maps, portion)) for portion in portions])
 
 
-def _without_each(maps: Tensor) -> Tensor:
-    """For each row, the Gram matrix of the rows with this one zero."""
-    kept = 1 - torch.eye(len(maps), dtype=maps.dtype, device=maps.device)
-    return (maps @ maps.T) * kept[:, :, None] * kept[:, None, :]
+def _without_each(gram: Tensor, maps: Tensor, portion: slice) -> Tensor:
+    """For each row of the portion, the Gram matrix of the rows with this one zero."""
+    kept = 1 - torch.eye(len(maps), dtype=maps.dtype, device=maps.device)[portion]
+    return gram * kept[:, :, None] * kept[:, None, :]
 
 
-def _outside_each(maps: Tensor) -> Tensor:
-    """For each row, the Gram matrix of the columns without this row: the smaller one where there are more rows."""
-    return maps.T @ maps - maps[:, :, None] * maps[:, None, :]
+def _outside_each(gram: Tensor, maps: Tensor, portion: slice) -> Tensor:
+    """For each row of it the Gram matrix of the columns without this row, the smaller one where there are more rows."""
+    rows = maps[portion]
+    return gram - rows[:, :, None] * rows[:, None, :]
 
 
 def _nuclear_norm(gram: Tensor) -> Tensor:

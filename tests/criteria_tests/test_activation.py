@@ -145,6 +145,19 @@ def test_chip_against_numpy(channels, side):
     np.testing.assert_allclose(activation.chip(consumer(channels, maps=maps)), expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize(("channels", "side"), [(6, 3), (12, 3)])
+def test_chip_holds_a_few_gram_matrices_at_a_time(channels, side, monkeypatch):
+    maps = torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(0))
+    whole, eigvalsh, held = activation.chip(consumer(channels, maps=maps)), torch.linalg.eigvalsh, []
+    smaller = min(channels, side**2)
+    monkeypatch.setattr(activation, "_HELD", 4 * smaller**2 + 1)
+    monkeypatch.setattr(torch.linalg, "eigvalsh", lambda gram: held.append(gram.numel()) or eigvalsh(gram))
+    assert torch.equal(activation.chip(consumer(channels, maps=maps)), whole)
+    assert max(held) == 4 * smaller**2
+    monkeypatch.setattr(activation, "_HELD", 1)
+    assert torch.equal(activation.chip(consumer(channels, maps=maps)), whole)
+
+
 def class_net():
     model = nn.Sequential(nn.Conv2d(2, 2, 1, bias=False), nn.Conv2d(2, 1, 1))
     with torch.no_grad():
