@@ -120,7 +120,7 @@ class Target:
         return cls(quantity or "metric", value)
 
     def __str__(self) -> str:
-        return f"{self.quantity}={self.value!r}"
+        return f"{self.quantity}={repr(self.value).removesuffix('.0')}"
 
     def is_reached(self, best: Evaluation) -> bool:
         """Whether a candidate reaches it."""

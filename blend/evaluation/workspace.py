@@ -187,8 +187,8 @@ def _load_judge(workspace: Workspace, half: bool) -> Judge:
     with (Path(workspace.folder) / "judge.pickle").open("rb") as file:
         model, graph, loss, metric, settings, bare, said = pickle.load(file)
     some = (_loaded(workspace, f"heldout-{part}")[:FEW] for part in ("inputs", "targets"))
-    half = any(parameter.dtype.itemsize < 4 for parameter in model.parameters())
-    _check_verdict(said, _verdict(model, loss, metric, *some), SAME_IN_HALF if half else SAME)
+    coarse = any(parameter.dtype.itemsize < 4 for parameter in model.parameters())
+    _check_verdict(said, _verdict(model, loss, metric, *some), SAME_IN_HALF if coarse else SAME)
     if half:
         settings = replace(settings, precision=torch.bfloat16)
     known = rejoined((reading, _loaded(workspace, f"moments-{number}")) for number, reading in enumerate(bare))
