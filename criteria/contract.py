@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from criteria.errors import CriterionError
+from criteria.errors import CriterionError, CriterionFault
 from criteria.specimens import Specimen
 from criteria.stats import collect
 from criteria.traces import differences, planted, snapshot
@@ -18,6 +18,8 @@ def shape(trial: Trial) -> Found:
     for specimen in trial.on:
         try:
             trial.first[specimen.name] = scored(trial.criterion, specimen)
+        except CriterionFault as error:
+            raise error.__cause__ or error from None
         except CriterionError as error:
             if "must return" in str(error):
                 return [f"{specimen.name}: {error}"]

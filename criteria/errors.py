@@ -5,6 +5,10 @@ class CriterionError(Exception):
     """A criterion, its statistics or its scores cannot be had as asked."""
 
 
+class CriterionFault(CriterionError):
+    """A criterion's own function raised something."""
+
+
 class DoesNotApply(CriterionError):
     """A criterion can rank no group of a network."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from criteria.claims import default_claims, known_claims
-from criteria.errors import CriterionError, CriterionValueError
+from criteria.errors import CriterionError, CriterionFault, CriterionValueError
 from criteria.specification import Value, canonical, check, declared, declared_rules, parse, typed
 from criteria.views import NEEDS, GroupStats, Side, bound_need, need_of
 
@@ -117,7 +117,7 @@ def failing(name: str, where: str = "") -> Iterator[None]:
     except (CriterionError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raise CriterionError(f"criterion {name!r} failed{where}: {type(error).__name__}: {error}") from error
+        raise CriterionFault(f"criterion {name!r} failed{where}: {type(error).__name__}: {error}") from error
 
 
 class Registry:
