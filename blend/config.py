@@ -87,8 +87,8 @@ class SearchConfig(BaseModel):
 
     @property
     def is_timed(self) -> bool:
-        """Whether nothing but time, or a goal, ends the search."""
-        return self.time is not None and self.evaluations == TIMED_EVALUATIONS and self.generations is None
+        """Whether time is given in the place of a number of evaluations."""
+        return self.time is not None and self.evaluations == TIMED_EVALUATIONS
 
     @property
     def cache_share(self) -> int:

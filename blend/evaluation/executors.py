@@ -89,7 +89,7 @@ def _unpack(task: str, token: str, files: dict[str, bytes], versions: dict[str, 
     for (name, wanted), found in zip(versions.items(), deciding_versions().values(), strict=True):
         if found != wanted:
             raise InputError(f"{name} must be {wanted} there, as for the search, got {found}")
-    task_function(task)  # it fails here rather than with the first candidate, whose fault it would seem
+    task_function(task)  # where it is not there, nothing is written
     if (known := _unpacked.get(token)) is not None:
         return known
     folder, lock = _new_folder()

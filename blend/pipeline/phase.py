@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from blend.config import TIMED_EVALUATIONS
 from blend.limits import GAIN, Target, duration, ending
 from blend.objective import BlendObjective
 from blend.progress import Progress, progress, say
@@ -45,7 +44,7 @@ class Phase:
         self.stop_requested, self.clock = stop_requested, clock
         self.config = run.config
         self.time = self.config.time if name == SEARCH else None
-        self.is_timed = self.time is not None and self.config.evaluations == TIMED_EVALUATIONS
+        self.is_timed = name == SEARCH and self.config.is_timed
         self.budget = self._budget()
         self.began = time.monotonic() - float(run.get(f"{name}-seconds", 0.0))
         self.done = len(archive.history(name))

@@ -42,7 +42,7 @@ def summary(run: Run) -> dict[str, Any]:
             "pruned": best.details["cost"] if best else None,
         },
         "generation": done,
-        "generations": None if config.is_timed and not ended else generations,
+        "generations": None if config.is_timed and not (config.generations or ended) else generations,
         "evaluations": counts["evaluations"],
         "unique_evaluations": counts["unique_evaluations"],
         "seconds": run.get("seconds", 0.0),
