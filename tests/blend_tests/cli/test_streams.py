@@ -44,7 +44,11 @@ def test_those_that_are_closed_or_full(finished, closed, code):
         assert json.loads(told.stdout)["id"] == "it"
 
 
-@pytest.mark.parametrize("without", ["<&- >&- 2>&-", "2>/dev/full", "2>&1 >/dev/null | head -n 1"])
+FULL = pytest.param("2>/dev/full", marks=pytest.mark.slow)
+UNREAD = pytest.param("2>&1 >/dev/null | head -n 1", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("without", ["<&- >&- 2>&-", FULL, UNREAD])
 def test_a_search_needs_none(tmp_path, without):
     code, search = tmp_path / "code", f'"{sys.executable}" -m blend search "{TASK_FILE}:small" {FEW}'
     line = f'{{ {search} --runs-dir "{tmp_path}"; echo $? >"{code}"; }} {without}'

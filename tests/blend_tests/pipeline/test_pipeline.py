@@ -217,7 +217,7 @@ class TestResumeRefuses:
         os.killpg(process.pid, signal.SIGINT)
         process.communicate(timeout=60)
         before = history(Run(tmp_path / "cut"))
-        (tmp_path / "task.py").write_text(source.replace("lr=0.1", "lr=0.05"))
+        (tmp_path / "task.py").write_text(source.replace("alpha=0.1", "alpha=0.05"))
         second = subprocess.run([*BLEND, "resume", "cut", "--runs-dir", tmp_path], capture_output=True, text=True)
         assert second.returncode == 2
         assert "its task's weights must be as at the start" in second.stderr
