@@ -47,6 +47,12 @@ def check_task(task: Task, calibration_loss: str = "task") -> Splits:
     draws = task.heldout_draws
     if not isinstance(draws, int) or draws < 1 or len(splits.heldout) % draws:
         raise InputError(f"heldout_draws must divide the {len(splits.heldout)} held-out examples, got {draws!r}")
+    first, *others = splits.heldout.targets.chunk(draws)
+    if not all(torch.equal(first, other) for other in others):
+        raise InputError(
+            f"heldout_draws must say how often all held-out examples are there, one copy of all behind the other, got "
+            f"{draws} copies whose targets differ"
+        )
     if not isinstance(task.example_input, Tensor) or task.example_input.ndim == 0 or len(task.example_input) == 0:
         raise InputError(f"example_input must be a batch of at least one input, got {_summary(task.example_input)}")
     with evaluating(task.model), torch.no_grad():

@@ -27,9 +27,9 @@ def device_count(name: str) -> int:
     kind, _, number = name.partition(":")
     try:
         found = int(_module(kind).device_count()) if _module(kind).is_available() else 0
-    except (RuntimeError, AttributeError):
+        return int(int(number) < found) if number else found
+    except (RuntimeError, AttributeError, ValueError):
         return 0
-    return int(int(number) < found) if number else found
 
 
 def check_device(name: str) -> None:

@@ -49,6 +49,7 @@ class Consumers:
         self._shares: dict[str, dict[int, int]] = {}
         self._labels: list[int] | None = None
         self._examples = 1
+        self._mixed: set[str] = set()  # layers that have fewer rows than examples: theirs are something else
 
     def hooked(self) -> AbstractContextManager[None]:
         """A context in which every consumer's input is watched."""
@@ -70,9 +71,11 @@ class Consumers:
         whole: Tensor = args[0] if args else kwargs["input"]
         linear = isinstance(module, nn.Linear)
         read = whole.detach().movedim(-1, 1) if linear else whole.detach()
+        if len(read) < self._examples:
+            self._mixed.add(layer)
         if self._needs & {"activation", "image_means", "classes"}:
             self._add_means(layer, read)
-        if read.ndim >= 4 and not linear:
+        if read.ndim >= 4 and not linear and layer not in self._mixed:
             for slot, row in self._shares.get("maps", {}).items():
                 self._put_maps(layer, slot, self._one_each(read)[row].flatten(1, -2))
         if "activation_gradient" in self._needs and whole.requires_grad:
@@ -86,7 +89,7 @@ class Consumers:
             nonzero = read.sign().abs_()  # several times faster to sum up than a comparison
             rest = [axis for axis in range(read.ndim) if axis != 1]
             self._means["nonzero", layer].add(nonzero.mean(rest, dtype=wide), len(read))
-        if "image_means" in self._needs:
+        if "image_means" in self._needs and layer not in self._mixed:
             self._image_means[layer].put(self._shares["image_means"], self._one_each(images))
         for group, positions in self._members[layer] if self._labels and len(images) == len(self._labels) else ():
             self._classes[group, layer].add(images[:, positions].mean(-1), self._labels or [])
@@ -131,7 +134,9 @@ class Consumers:
         def channelwise(value: Tensor | None) -> Tensor | None:
             return None if value is None else value[..., positions].mean(-1)
 
-        images = channelwise(self._image_means[member.layer].value)
+        mixed = member.layer in self._mixed
+        images = None if mixed else channelwise(self._image_means[member.layer].value)
+        maps = self._maps.take(group.name, member.layer)
         between, within = self._classes[group.name, member.layer].variances or (None, None)
         return GroupStats(
             group=group.name,
@@ -146,5 +151,5 @@ class Consumers:
             image_means=None if images is None else images.T,
             between_class_variance=between,
             within_class_variance=within,
-            maps=self._maps.take(group.name, member.layer),
+            maps=None if mixed else maps,
         )

@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from criteria.errors import CriterionError
+from criteria.errors import CriterionError, raise_if_out_of_memory
 from criteria.layers import BATCH_NORM, INSTANCE_NORM, MIXING
 from criteria.streaming import hooks
 
@@ -44,7 +44,8 @@ def flow_gradients(model: nn.Module, layers: Sequence[str], inputs: Tensor) -> d
         For each layer the gradient, laid out like its weight.
 
     Raises:
-        CriterionError: the inputs are not floating point, or a layer's weight is not a parameter.
+        CriterionError: the inputs are not floating point, a layer's weight is not a parameter, or the network does not
+            run in double precision.
     """
     if not inputs.is_floating_point():
         raise CriterionError(f"synaptic flow needs inputs of floating point, got {inputs.dtype}")
@@ -58,7 +59,11 @@ def flow_gradients(model: nn.Module, layers: Sequence[str], inputs: Tensor) -> d
         weights[layer] = state[name].requires_grad_()
     with hooks(_passing_on(model)), torch.enable_grad(), _Unsaturated():
         ones = torch.ones_like(inputs[:1], dtype=torch.float64).requires_grad_()  # by which flow is told from weights
-        flow: Tensor = functional_call(model, state, (ones.clone(),)).sum()
+        try:
+            flow: Tensor = functional_call(model, state, (ones.clone(),)).sum()
+        except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+            raise_if_out_of_memory(error)
+            raise CriterionError(f"synaptic flow needs a network that runs in double precision: {error}") from error
     if not flow.requires_grad:
         return {layer: torch.zeros_like(weight) for layer, weight in weights.items()}
     gradients = torch.autograd.grad(flow, list(weights.values()), allow_unused=True, materialize_grads=True)
@@ -96,8 +101,10 @@ class _Unsaturated(TorchFunctionMode):
         gate = next((self._saturated[known] for known in reversed(self._saturated) if known in candidates), None)
         if gate is None:
             return factors
-        place = max(place for place, factor in enumerate(factors) if factor is gate)
-        return *factors[:place], gate / gate.detach().abs().amax().clamp(min=1e-300), *factors[place + 1 :]
+        places = [place for place, factor in enumerate(factors) if factor is gate]
+        of_itself = len(places) > 1  # x * sigmoid(x)
+        passed = torch.ones_like(gate) if of_itself else gate / gate.detach().abs().amax().clamp(min=1e-300)
+        return *factors[: places[-1]], passed, *factors[places[-1] + 1 :]
 
 
 def _positive(model: nn.Module) -> dict[str, Tensor]:

@@ -66,9 +66,13 @@ class _Grouping:
         self.made = {layer: self.unit[labels.numpy()] for layer, labels in found.made.items()}
         self.read = {layer: self.unit[labels.numpy()] for layer, labels in found.read.items()}
         self.reasons: dict[int, list[GroupNote | None]] = defaultdict(list)
+        is_made = np.zeros(self.unit.max() + 1, dtype=bool)  # of all other units nobody asks
+        for units in self.made.values():
+            is_made[units] = True
         for pin in found.ties.pins:
             note = None if pin.reason is None else GroupNote("", pin.layer, pin.reason)
-            for number in np.unique(self.unit[pin.labels.numpy()]).tolist():
+            numbers = self.unit[pin.labels.numpy()]
+            for number in np.unique(numbers[is_made[numbers]]).tolist():
                 self.reasons[number].append(note)
 
     def _pin_used(self) -> None:

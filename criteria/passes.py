@@ -13,7 +13,6 @@ from torch.func import functional_call
 from criteria.claims import known_claims
 from criteria.errors import CriterionError, CriterionValueError, DoesNotApply
 from criteria.graph import ChannelGraph, ChannelGroup, Member
-from criteria.layers import is_depthwise
 from criteria.registry import CRITERIA, Criterion, Registry, failing
 from criteria.specification import declared
 from criteria.stats import Loss
@@ -199,14 +198,12 @@ def sampled(batches: Batches, images: int, seed: int) -> Iterator[tuple[Tensor, 
             yield inputs[rows.to(inputs.device)], targets[rows.to(targets.device)]
 
 
-def reading_groups(graph: ChannelGraph, model: nn.Module) -> Iterator[tuple[ChannelGroup, list[Member]]]:
+def reading_groups(graph: ChannelGraph) -> Iterator[tuple[ChannelGroup, list[Member]]]:
     """Each group with the consumers that mix its channels.
 
     A depthwise convolution reads and hands on its channels one by one; what it makes of them is read by other
     consumers of the same group, so that it is not one itself. Groups without any consumer are left out.
     """
     for group in graph.groups:
-        layers = {member.layer: model.get_submodule(member.layer) for member in group.consumers}
-        mixing = [m for m in group.consumers if m.layer in graph.mixing or not is_depthwise(layers[m.layer])]
-        if mixing:
+        if mixing := [member for member in group.consumers if member.layer in graph.mixing]:
             yield group, mixing

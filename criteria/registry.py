@@ -1,17 +1,17 @@
 """The registry of criteria: built-in ones and those of other packages, by name."""
 
 import difflib
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 
-import torch
 from torch import Tensor
 
 from criteria.claims import default_claims, known_claims
-from criteria.errors import CriterionError, CriterionFault, CriterionValueError
+from criteria.errors import CriterionError, CriterionFault, CriterionValueError, raise_if_out_of_memory
 from criteria.specification import Value, canonical, check, declared, declared_rules, parse, typed
 from criteria.views import NEEDS, GroupStats, Side, bound_need, need_of
 
@@ -114,9 +114,10 @@ def failing(name: str, where: str = "") -> Iterator[None]:
     """Have what a criterion's function raises say whose it is; what memory runs out of is nobody's."""
     try:
         yield
-    except (CriterionError, MemoryError, torch.OutOfMemoryError):
+    except CriterionError:
         raise
     except Exception as error:
+        raise_if_out_of_memory(error)
         raise CriterionFault(f"criterion {name!r} failed{where}: {type(error).__name__}: {error}") from error
 
 
@@ -228,14 +229,13 @@ class Registry:
         before = dict(self._criteria)
         what = f"entry point {point.name!r} = {point.value!r} of group {point.group!r}"
         cure = "repair or uninstall the package that declares it"
+        fresh = point.module not in sys.modules  # else it may have registered before
         try:
             point.load()
         except Exception as error:
             self._criteria = before
             raise CriterionError(f"{what} must load, got {type(error).__name__}: {error}; {cure}") from error
-        package = point.module.partition(".")[0]
-        homes = {criterion.function.__module__.partition(".")[0] for criterion in self._criteria.values()}
-        if len(self._criteria) == len(before) and package not in homes:
+        if fresh and len(self._criteria) == len(before):
             raise CriterionError(f"{what} must be a module that registers criteria when imported, got none; {cure}")
 
 

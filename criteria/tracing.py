@@ -7,12 +7,14 @@ code, so that it does not matter how a network's forward is written. What is not
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -75,7 +77,7 @@ def trace(model: nn.Module, example_input: Tensor, ignored: Collection[str], who
         GraphError: If it does not return tensors.
     """
     follower = _Follower(model, ignored, whole, len(example_input))
-    with torch.no_grad(), follower:
+    with torch.no_grad(), _unfused_attention(), follower:
         outputs = model(example_input)
     returned = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
     if not returned:
@@ -87,6 +89,18 @@ def trace(model: nn.Module, example_input: Tensor, ignored: Collection[str], who
         layer: norm for layer, found in readers.items() if len(found) == 1 for norm in found if norm in follower.norms
     }
     return follower.trace
+
+
+@contextmanager
+def _unfused_attention() -> Iterator[None]:
+    """A context in which attention is the operations that it consists of, which can be followed and counted."""
+    is_fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(is_fast)
 
 
 class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -165,6 +179,8 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _known(self, name: str, module: nn.Module, source: Tensor, output: Tensor) -> None:
         """Follows a known layer, which is not part of another one."""
+        if not isinstance(output, Tensor):
+            raise GraphError(f"layer '{name}' must return one tensor, got {type(output).__name__}")
         self._note_readers([source], name)
         labels = self._layer(name, module, source, output)
         if name in self.ignored:

@@ -12,7 +12,7 @@ from search.cargo import Parcel, Reply, parcel
 from search.errors import SearchError
 from search.executor import TICK
 from search.machine import kind
-from search.patience import Patience, Trouble, hangs
+from search.patience import Patience, Refused, Trouble, hangs
 from search.worker import Failure, Unfit
 
 T = TypeVar("T")
@@ -25,10 +25,6 @@ PAUSES = (2.0, 8.0, 30.0)  # seconds before an item is sent again that a worker 
 
 class Lost(Trouble):
     """A result that was gone before it came, through no fault of the item."""
-
-
-class Refused(Trouble):
-    """No result, as a worker can run no item at all."""
 
 
 class ClusterExecutor(ABC):
@@ -53,6 +49,7 @@ class ClusterExecutor(ABC):
         self.patience = Patience(timeout)
         self.tell = tell or (lambda line: None)
         self._kinds = {kind()}  # of processors
+        self._reasons: set[str] = set()  # of refusals, that were told
 
     @property
     @abstractmethod
@@ -116,7 +113,7 @@ class ClusterExecutor(ABC):
 
     def _attempt(self, sent: Parcel, items: Sequence[Any], indices: Iterable[int]) -> Iterator[tuple[int, Any]]:
         """Yield every item's index and outcome, in the order of completion."""
-        waiting, losses, refusals = deque(indices), Counter[int](), _Refusals(self.tell)
+        waiting, losses, refusals = deque(indices), Counter[int](), _Refusals(self.tell, self._reasons)
         running: dict[Any, _Job] = {}
         looked, quiet = time.monotonic(), 0.0
         try:
@@ -192,11 +189,12 @@ class _Refusals:
 
     Args:
         tell: Is told of each reason once.
+        told: Of which it was told.
     """
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
+    def __init__(self, tell: Callable[[str], None], told: set[str]) -> None:
         self.tell = tell
-        self._told: set[str] = set()
+        self._told = told
         self._count = Counter[int]()
         self._due: dict[int, float] = {}
 

@@ -13,10 +13,10 @@ from typing import Any
 from uuid import uuid4
 
 from search.cargo import Cargo, Parcel, call
-from search.cluster import ClusterExecutor, Lost, Refused
+from search.cluster import ClusterExecutor, Lost
 from search.errors import SearchError, SearchValueError
 from search.executor import TICK
-from search.patience import Trouble
+from search.patience import Refused, Trouble
 from search.worker import failure
 
 CONNECT = 10.0  # seconds that a scheduler has to answer

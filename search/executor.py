@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 from search.errors import SearchError, SearchValueError
-from search.patience import AS_ASKED, Patience, Trouble, hangs
+from search.patience import AS_ASKED, Patience, Refused, Trouble, hangs
 from search.worker import Answer, Unfit, Worker, died, failure, imported
 from search.worker import Failure as Failure  # part of what an executor answers
 
@@ -94,8 +94,12 @@ class LocalExecutor:
             SearchError: A worker can run no item at all.
         """
         suspects: list[tuple[_Job, Trouble]] = []
+        refusals = 0
         try:
             for job, outcome in self._attempt(function, items, range(len(items)), self._workers):
+                refusals = refusals + 1 if isinstance(outcome, Refused) else 0
+                if isinstance(outcome, Refused) and refusals > self.retries:
+                    raise _hopeless(outcome)
                 if isinstance(outcome, Trouble):
                     suspects.append((job, outcome))
                 else:
@@ -135,6 +139,8 @@ class LocalExecutor:
                 other.end()
             [(job, outcome)] = self._attempt(function, items, [job.index], [other])
             tries += 1
+        if isinstance(outcome, Refused):
+            raise _hopeless(outcome)
         return outcome.final(tries) if isinstance(outcome, Trouble) else outcome
 
     def _attempt(
@@ -172,7 +178,8 @@ class LocalExecutor:
             raise error
         answer = future.result() if error is None else Answer(failure(error), 0)
         if isinstance(answer.result, Unfit):
-            raise SearchError(f"no candidate can be evaluated: {answer.result.reason}")
+            job.worker.end()  # another process may be able to
+            return Refused(answer.result.reason, retries=AS_ASKED)
         if isinstance(answer.result, Failure):
             return Trouble(answer.result.reason)
         job.worker.release_if_grown(answer.memory)
@@ -187,6 +194,10 @@ class _Job:
     index: int
     worker: Worker
     seconds: float = 0.0
+
+
+def _hopeless(refusal: Refused) -> SearchError:
+    return SearchError(f"no candidate can be evaluated: {refusal.reason}")
 
 
 def _died(future: Future[Answer]) -> Trouble:

@@ -61,6 +61,10 @@ class Trouble:
         return Failure(f"{self.reason} ({tries} of {tries} tries)" if self.counted else self.reason)
 
 
+class Refused(Trouble):
+    """No result, as a worker can run no item at all."""
+
+
 def hangs(limit: float) -> Trouble:
     """The trouble with an item that has not answered in time."""
     return Trouble(f"no answer within {limit:g} s", counted=True)

@@ -14,10 +14,10 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 from search.cargo import Parcel, call
-from search.cluster import ClusterExecutor, Refused
+from search.cluster import ClusterExecutor
 from search.errors import SearchError, SearchValueError
 from search.executor import TICK
-from search.patience import Trouble
+from search.patience import Refused, Trouble
 from search.worker import failure
 
 T = TypeVar("T")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import os
 import sys
 import traceback
 from typing import Annotated
@@ -50,19 +48,8 @@ for kind in (search, runs, criteria, prune, transfer):
 
 def main() -> None:
     """Entry point of the program: maps errors to one line and an exit code."""
-    code: int | None = None
-
-    @atexit.register  # the first to be registered, and so the last to be called
-    def end() -> None:
-        """Saves the second that Python would spend on taking down what torch has built up."""
-        if code is not None:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-
     open_standard_streams()
-    code = run(sys.argv[1:])
-    sys.exit(code)
+    sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:

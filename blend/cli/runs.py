@@ -115,12 +115,15 @@ def export(
 
     from blend.blended import BlendedCriterion
     from blend.blended.score_export import SUFFIXES, write_scores
+    from blend.scoring import criterion_errors
     from criteria.scores import ScoreTable
 
     criterion = BlendedCriterion.load(source)
     criterion = criterion.without_corrections() if without_corrections else criterion
     if file.suffix.lower() in SUFFIXES:
-        write_scores(file, criterion, ScoreTable.load(found.folder / SCORES))
+        with criterion_errors():
+            table = ScoreTable.load(found.folder / SCORES)
+        write_scores(file, criterion, table)
     else:
         criterion.save(file)
     print(f"wrote {file}", file=sys.stderr)

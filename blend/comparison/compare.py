@@ -103,7 +103,7 @@ def compare(config: SearchConfig, transform: Transform = Transform()) -> dict[st
 
 
 def _check_heldout(task: Task, splits: Splits) -> None:
-    if len(splits.heldout) < 2:
+    if len(splits.heldout) // task.heldout_draws < 2:
         raise InputError("heldout must have at least 2 examples to compare criteria on, got 1")
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,15 +40,15 @@ def check_figure(path: Path, suffixes: Sequence[str] = SUFFIXES) -> None:
         raise InputError(f"figure must be a file, and '{path}' is a folder")
 
 
-def draw_comparison(report: dict[str, Any], path: Path | TextIO) -> None:
+def draw_comparison(report: dict[str, Any], kind: str) -> bytes:
     """Draws what `blend.comparison.compare` found.
 
     Args:
         report: What was found.
-        path: A file, whose suffix says how; or something that takes text, which is SVG then.
+        kind: The file's, such as ``svg``.
 
-    Raises:
-        InputError: If the file cannot be written.
+    Returns:
+        The content of the file.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -58,11 +59,9 @@ def draw_comparison(report: dict[str, Any], path: Path | TextIO) -> None:
         figure = Figure(figsize=page.size)
         FigureCanvasAgg(figure)
         page.draw(figure)
-        try:
-            kind = path.suffix[1:] if isinstance(path, Path) else "svg"
-            figure.savefig(path, format=kind, dpi=220, metadata={"Date": None} if kind == "svg" else None)
-        except OSError as error:
-            raise InputError(f"figure cannot be written: {error}") from error
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=kind, dpi=220, metadata={"Date": None} if kind == "svg" else None)
+    return drawn.getvalue()
 
 
 class _Page:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from blend.blended.document import write_whole
 from blend.comparison.figure import draw_comparison
 from blend.comparison.text import answer, spread, treatment
-from blend.errors import InputError
 
 _STEPS = 20
 _PALETTES = {"r": ("RdBu_r", -1.0, 1.0), "o": ("YlGnBu", 0.0, 1.0)}
@@ -41,13 +40,8 @@ def save_comparison(report: dict[str, Any], path: Path) -> None:
     Raises:
         InputError: If the file cannot be written.
     """
-    if path.suffix != ".html":
-        draw_comparison(report, path)
-        return
-    try:
-        path.write_text(page(report), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"figure cannot be written: {error}") from error
+    is_page = path.suffix == ".html"
+    write_whole(path, page(report).encode() if is_page else draw_comparison(report, path.suffix[1:]))
 
 
 def page(report: dict[str, Any]) -> str:
@@ -75,9 +69,7 @@ def page(report: dict[str, Any]) -> str:
 
 def _figure(report: dict[str, Any]) -> str:
     """The picture as an element of the page, where it needs no namespaces, and no word on who drew it."""
-    target = io.StringIO()
-    draw_comparison(report, target)
-    text = target.getvalue()
+    text = draw_comparison(report, "svg").decode()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text).strip()
     return text.replace("<svg", '<svg role="img" aria-label="rank agreement, overlap, accuracy and cost"', 1)

@@ -24,8 +24,9 @@ from blend.pruning import reproducibly
 from blend.pruning.chain import portions
 from blend.pruning.inference import InferenceNetwork
 from blend.pruning.prefixes import PrefixCache
-from blend.pruning.slicing import FORWARD_ERRORS, raise_if_out_of_memory
+from blend.pruning.slicing import FORWARD_ERRORS
 from blend.task import Split
+from criteria.errors import raise_if_out_of_memory
 from criteria.graph import ChannelGraph, Keep
 
 T = TypeVar("T")
@@ -194,7 +195,7 @@ class Judge:
         """Outputs and targets, batch by batch, on the CPU."""
         size, launched = self.settings.batch_size, self._launched(network, split, racing=racing)
         for outputs, some in launched if self.device.type == CPU else one_behind(launched):
-            outputs = outputs.cpu()
+            outputs = outputs.cpu().contiguous()  # a loss may take them apart by view
             outputs = outputs.float() if outputs.dtype is self.settings.precision else outputs
             yield from zip(torch.split(outputs, size), torch.split(split.targets[some], size), strict=True)
 

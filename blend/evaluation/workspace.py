@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cloudpickle
 import numpy as np
@@ -28,6 +28,8 @@ from criteria.evaluating import evaluating
 from criteria.graph import ChannelGraph
 from search.cargo import HELD
 from search.errors import UnfitWorker
+
+T = TypeVar("T")
 
 FEW = 16
 """Held-out examples by which a worker knows that it judges as the search does."""
@@ -71,7 +73,7 @@ class Workspace:
             "test-inputs": splits.test.inputs,
             "test-targets": splits.test.targets,
         }.items():
-            np.save(folder / f"{name}.npy", _stored(tensor))
+            np.save(folder / f"{name}.npy", _stored(tensor, images=_is_of_images(name, tensor)))
         bare = []
         for number, (reading, moments) in enumerate(statistics_only(known)):
             np.save(folder / f"moments-{number}.npy", moments)
@@ -88,7 +90,7 @@ class Workspace:
             UnfitWorker: It cannot be loaded, or loss and metric say otherwise than where the workspace was written.
         """
         with _loading():
-            return _load_judge(self, half)
+            return _kept(self, ("judge", half), lambda: _loaded_judge(self, half))
 
     def split(self, name: str, device: torch.device) -> Split:
         """A split (``heldout`` or ``test``), memory-mapped, its inputs on an accelerator if they have room there.
@@ -97,7 +99,7 @@ class Workspace:
             UnfitWorker: It cannot be loaded.
         """
         with _loading():
-            return _load_split(self, name, device)
+            return _kept(self, (name, device), lambda: _loaded_split(self, name, device))
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,8 @@ def _check_verdict(before: tuple[float, list[float]], now: tuple[float, list[flo
         if np.sum(~close) > different:
             raise InputError(
                 f"the task's {what} must say what it says where the search runs, {np.mean(one):.6g} of {FEW} held-out "
-                f"examples, got {np.mean(other):.6g}: its file has changed since; start the workers anew"
+                f"examples, got {np.mean(other):.6g}: its file has changed since "
+                "(start the workers anew), or it depends on what the task's function sets, which workers do not call"
             )
 
 
@@ -181,12 +184,25 @@ def _plain(model: nn.Module) -> nn.Module:
     return copied
 
 
-@lru_cache(maxsize=2 * HELD)
-def _load_judge(workspace: Workspace, half: bool) -> Judge:
+@lru_cache(maxsize=HELD)
+def _memory(workspace: Workspace) -> dict[Hashable, Any]:
+    """What this process has loaded of a workspace."""
+    return {}
+
+
+def _kept(workspace: Workspace, key: Hashable, load: Callable[[], T]) -> T:
+    memory = _memory(workspace)
+    if key not in memory:
+        memory[key] = load()
+    found: T = memory[key]
+    return found
+
+
+def _loaded_judge(workspace: Workspace, half: bool) -> Judge:
     task_function(workspace.task)
     with (Path(workspace.folder) / "judge.pickle").open("rb") as file:
         model, graph, loss, metric, settings, bare, said = pickle.load(file)
-    some = (_loaded(workspace, f"heldout-{part}")[:FEW] for part in ("inputs", "targets"))
+    some = (_loaded(workspace, f"heldout-{part}")[:FEW].contiguous() for part in ("inputs", "targets"))
     coarse = any(parameter.dtype.itemsize < 4 for parameter in model.parameters())
     _check_verdict(said, _verdict(model, loss, metric, *some), SAME_IN_HALF if coarse else SAME)
     if half:
@@ -202,15 +218,18 @@ def _prefix_cache(limit: int) -> PrefixCache:
     return PrefixCache(limit)
 
 
-@lru_cache(maxsize=2 * HELD)
-def _load_split(workspace: Workspace, name: str, device: torch.device) -> Split:
+def _loaded_split(workspace: Workspace, name: str, device: torch.device) -> Split:
     return Split(kept_on(_loaded(workspace, f"{name}-inputs"), device), _loaded(workspace, f"{name}-targets"), name)
 
 
-def _stored(tensor: Tensor) -> NDArray[Any]:
+def _is_of_images(name: str, values: Tensor) -> bool:
+    return values.ndim == 4 and not name.endswith("targets")
+
+
+def _stored(tensor: Tensor, *, images: bool) -> NDArray[Any]:
     """Images with the channels last, which is how convolutions on a CPU read them fastest."""
     tensor = tensor.detach().cpu()
-    tensor = (tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor).contiguous()
+    tensor = (tensor.permute(0, 2, 3, 1) if images else tensor).contiguous()
     return tensor.view(torch.int16).numpy().view(_BFLOAT16) if tensor.dtype is torch.bfloat16 else tensor.numpy()
 
 
@@ -219,4 +238,4 @@ def _loaded(workspace: Workspace, name: str) -> Tensor:
     values = np.load(Path(workspace.folder) / f"{name}.npy", mmap_mode="c")
     is_half = values.dtype == _BFLOAT16
     tensor = torch.from_numpy(values.view(np.int16)).view(torch.bfloat16) if is_half else torch.from_numpy(values)
-    return tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor
+    return tensor.permute(0, 3, 1, 2) if _is_of_images(name, tensor) else tensor

@@ -27,7 +27,7 @@ def check_onnx() -> None:
     """
     for package in _PACKAGES:
         if find_spec(package) is None:
-            raise InputError(f"--onnx needs the package {package}: pip install 'blend-pruning[onnx]'")
+            raise InputError(f"--onnx needs the package {package}; this package's extra 'onnx' installs it")
 
 
 def export_onnx(network: nn.Module, inputs: Tensor, path: Path) -> float:

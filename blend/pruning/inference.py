@@ -17,7 +17,8 @@ from blend.pruning.chain import Chain, chained
 from blend.pruning.fusion import FusedConv, fused
 from blend.pruning.norms import Norm
 from blend.pruning.prefixes import PrefixCache
-from blend.pruning.slicing import FORWARD_ERRORS, TOLERANCES, PrunedNetwork, raise_if_out_of_memory, recalibrate
+from blend.pruning.slicing import FORWARD_ERRORS, TOLERANCES, PrunedNetwork, recalibrate
+from criteria.errors import raise_if_out_of_memory
 from criteria.graph import ChannelGraph, Keep
 from criteria.layers import BATCH_NORM, is_transposed
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from blend.errors import InputError
+from criteria.errors import raise_if_out_of_memory
 from criteria.graph import ChannelGraph, Indices, Keep
 from criteria.layers import BATCH_NORM, refit, unit_of
 
@@ -190,7 +191,8 @@ def _in_double(model: nn.Module, graph: ChannelGraph, inputs: Tensor) -> tuple[P
         wide = inputs.double() if inputs.is_floating_point() else inputs
         with torch.no_grad():
             doubled(wide)
-    except (RuntimeError, TypeError):  # something in it has a type of its own, or the device knows no doubles
+    except FORWARD_ERRORS as error:  # something in it has a type of its own, or the device knows no doubles
+        raise_if_out_of_memory(error)
         return PrunedNetwork(model, graph), inputs
     return PrunedNetwork(doubled, graph), wide
 
@@ -200,12 +202,6 @@ def _halves(graph: ChannelGraph, rng: np.random.Generator) -> Iterator[Keep]:
     first = np.concatenate([np.arange(group.size) < (group.size + 1) // 2 for group in graph.groups])
     yield first
     yield np.concatenate([rng.permutation(part) for _, part in graph.split(first)])
-
-
-def raise_if_out_of_memory(error: Exception) -> None:
-    """Passes on what says nothing about a network: another time, or on another machine, there may be room."""
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "can't allocate memory" in str(error):
-        raise error
 
 
 def _disagreement(network: PrunedNetwork, keep: Keep, example_input: Tensor) -> float:

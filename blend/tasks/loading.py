@@ -63,7 +63,7 @@ def _file_module(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise InputError(f"the task file {path} failed to import: {described(error)}") from error
     return module
@@ -73,7 +73,7 @@ def _package_module(name: str) -> ModuleType:
     _extend_import_path(Path.cwd())
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"the task module {name} failed to import: {described(error)}") from error
 
 
@@ -107,7 +107,7 @@ def call(function: Callable[..., Any], task: str, options: Mapping[str, str], se
         return function(**arguments)
     except BlendError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"task {task} failed: {described(error)}") from error
 
 
@@ -117,7 +117,7 @@ def _converted(function: Callable[..., Any], task: str, options: Mapping[str, st
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     try:
         hints = get_type_hints(function)
-    except (NameError, TypeError):  # annotations that only a type checker can resolve: the defaults still tell
+    except Exception:  # noqa: BLE001 - annotations that only a type checker can resolve: the defaults still tell
         hints = {}
     values: dict[str, Any] = {}
     for name, text in options.items():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
-from blend.errors import InputError
+from blend.blended.document import write_whole
 from blend.transfer.text import KINDS, unit_of
 
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -44,10 +45,9 @@ def draw_transfer(report: dict[str, Any], path: Path) -> None:
         gain = unit.name or "metric"
         figure.axes[0].set_ylabel(gain)
         figure.suptitle(f"{report['file']}: {gain} over the strongest single on test data (95 %)", fontsize=10)
-        try:
-            figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
-        except OSError as error:
-            raise InputError(f"figure cannot be written: {error}") from error
+        drawn, kind = io.BytesIO(), path.suffix[1:]
+        figure.savefig(drawn, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+    write_whole(path, drawn.getvalue())
 
 
 def _draw_task(axes: Any, task: dict[str, Any], cost: str, factor: float) -> None:

@@ -32,6 +32,7 @@ from blend.transfer.places import (
     prepared,
 )
 from search.archive import Archive
+from search.errors import SearchError
 from search.executor import Executor
 from search.loop import evaluate_all
 
@@ -64,7 +65,7 @@ def transfer(
 
     Raises:
         InputError: Something given is wrong, or a reduction cannot be reached; nothing was judged then.
-        BlendError: The unpruned network or all single criteria could not be judged.
+        BlendError: The unpruned network or all single criteria could not be judged, or no worker can judge at all.
     """
     file = BlendedCriterion.load(path)
     reductions = tuple(reductions) or (file.reduction,)
@@ -72,9 +73,12 @@ def transfer(
     check_different(configs)
     for config in configs:
         task_function(config.task)
-    with open_executor(configs[0]) as executor:
-        places = [prepared(file, config, reductions) for config in configs]
-        results = [_tried(file, place, reductions, executor) for place in places]
+    try:
+        with open_executor(configs[0]) as executor:
+            places = [prepared(file, config, reductions) for config in configs]
+            results = [_tried(file, place, reductions, executor) for place in places]
+    except SearchError as error:
+        raise BlendError(str(error)) from error
     return {
         "file": path.name,
         "searched": {

@@ -166,6 +166,10 @@ class Pair(nn.Identity):
         (lambda t: replace(t, model=torch.jit.script(t.model)), r"must be as it was before torch.jit, got \w+$"),
         (lambda t: replace(t, model=Pair()), "model must return one tensor, got tuple on the first held-out batch"),
         (lambda t: replace(t, heldout_draws=3), r"heldout_draws must divide the \d+ held-out examples, got 3"),
+        (
+            lambda t: replace(t, heldout=tuple(x.repeat_interleave(2, 0) for x in t.heldout), heldout_draws=2),
+            "heldout_draws must say how often all held-out examples are there, .* got 2 copies whose targets differ",
+        ),
         (lambda t: replace(t, finetune=t.heldout), r"finetune must be a blend.FineTuning\(train\), got tuple"),
     ],
 )

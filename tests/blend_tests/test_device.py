@@ -47,6 +47,7 @@ class TestNames:
     def test_what_is_no_name_is_refused(self, name):
         with pytest.raises(InputError, match=f"^device must be cpu, or an accelerator's kind.*, got {name!r}$"):
             search_config(task="digits", device=name)
+        assert device_count(name) == (name == "cpu:0")
 
     def test_a_search_without_the_device_leaves_nothing(self, tmp_path):
         with pytest.raises(InputError, match="device must be 'cpu'"):

@@ -153,6 +153,9 @@ def anything(**options):
 def wrong():
     return {"model": None}
 
+def leaves():
+    raise SystemExit("no data here")
+
 def fails():
     raise KeyError("the data\\n are gone")
 
@@ -197,6 +200,11 @@ def test_options_take_the_types_of_their_parameters(file):
     assert load_task(f"{file}:anything", {"b": "1"}).got[-1] == {"b": "1"}
 
 
+def test_an_annotation_that_is_none_leaves_the_default_to_tell(file):
+    file.write_text(f"from __future__ import annotations\n{TASK_FILE}".replace("size: int", "size: torch.Intt"))
+    assert load_task(f"{file}:make", {"size": "4"}).got[0] == 4
+
+
 def test_a_network_defined_in_a_task_file_can_be_pickled(file):
     model = load_task(f"{file}:make").model
     assert pickle.loads(pickle.dumps(model)).weight.shape == (2, 5)
@@ -234,6 +242,7 @@ def test_a_module_of_the_working_folder_is_found(file, monkeypatch):
         ("needs", {}, "needs the option data: -o data="),
         ("mkae", {}, "has no function 'mkae'; did you mean 'make'"),
         ("wrong", {}, "must return a blend.task.Task, got dict"),
+        ("leaves", {}, r"task .* failed: SystemExit: no data here"),
         ("fails", {}, r"task .* failed: KeyError: 'the data\\n are gone'"),
     ],
 )
@@ -263,10 +272,14 @@ def test_an_unknown_task_says_what_is_near(spec, message):
         load_task(spec)
 
 
-def test_a_file_that_fails_to_import_can_be_mended(file):
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [("def make(:\n", "SyntaxError"), ("import sys\nsys.exit(0)\n", "SystemExit: 0"), ("raise OSError\n", "OSError")],
+)
+def test_a_file_that_fails_to_import_can_be_mended(file, code, reason):
     broken = file.with_name("broken.py")
-    broken.write_text("def make(:\n")
-    with pytest.raises(InputError, match="failed to import: SyntaxError"):
+    broken.write_text(code)
+    with pytest.raises(InputError, match=f"failed to import: {reason}"):
         load_task(f"{broken}:make")
     broken.write_text(TASK_FILE)
     assert isinstance(load_task(f"{broken}:make"), Task)

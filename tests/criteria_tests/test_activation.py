@@ -208,6 +208,30 @@ class Frames(nn.Module):
         return self.network(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
 
 
+class TokensFirst(nn.Module):
+    """What its linear layers read has the tokens first, and then the examples."""
+
+    def __init__(self, stem, head):
+        super().__init__()
+        self.stem, self.head = stem, head
+
+    def forward(self, x):
+        return self.head(self.stem(x).flatten(2).permute(2, 0, 1)).mean(0)
+
+
+def test_of_fewer_rows_than_examples_there_are_no_means_of_examples():
+    torch.manual_seed(0)
+    model = TokensFirst(nn.Conv2d(1, 3, 2, 2), nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))).eval()
+    graph = ChannelGraph.build(model, torch.randn(2, 1, 4, 4))
+    batches = [(torch.randn(count, 1, 4, 4), torch.zeros(count, dtype=torch.long)) for count in (7, 3)]
+    views = collect(model, graph, batches, None, {"image_means", "activation"})
+    assert views
+    for view in (view for views in views.values() for view in views if view.side == "consumer"):
+        assert view.activation_mean is not None
+        with pytest.raises(CriterionError, match="needs "):
+            CRITERIA.get("entropy")(view)
+
+
 @pytest.mark.parametrize("need", ["maps", "image_means"])
 def test_of_frames_that_were_folded_into_the_batch_the_first_of_each_example_counts(need):
     torch.manual_seed(0)

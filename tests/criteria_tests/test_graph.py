@@ -612,6 +612,41 @@ def test_multiplications_outside_of_layers_are_known():
     assert 2 * len(IMAGES) * (layers + graph.uncounted[""]) == counter.get_total_flops()
 
 
+def by_hand(q, k, v):
+    return (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("attention", [F.scaled_dot_product_attention, by_hand])
+def test_multiplications_of_attention_are_known_however_it_is_written(attention):
+    def wiring(net, x):
+        tokens = net.stem(x).flatten(2).transpose(1, 2)
+        return net.head(attention(tokens, tokens, tokens).mean(1))
+
+    net = Wired(wiring, stem=nn.Conv2d(3, 6, 2, 2), head=nn.Linear(6, 4), last=nn.Identity()).eval()
+    net.head = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))
+    assert ChannelGraph.build(net, IMAGES).uncounted == {"": 2 * 16 * 16 * 6}
+
+
+def test_multiplications_of_a_layer_of_attention_are_known():
+    """Four projections of 16 tokens, and twice every pair of tokens."""
+    tokens = Wired(lambda net, x: x.flatten(2).transpose(1, 2))
+    own = nn.MultiheadAttention(6, 2, batch_first=True)
+    attention = Wired(lambda net, x: net.own(x, x, x, need_weights=False)[0], own=own)
+    layers = {"stem": nn.Conv2d(3, 6, 2, 2), "tokens": tokens, "attention": attention}
+    net = sequential(**layers, wide=nn.Linear(6, 5), head=nn.Linear(5, 4))
+    assert sum(ChannelGraph.build(net.eval(), IMAGES).uncounted.values()) == 4 * 16 * 6 * 6 + 2 * 16 * 16 * 6
+
+
+def test_a_convolution_that_returns_more_than_a_tensor_is_named():
+    class Partial(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x), x[:, :1] > 0
+
+    net = Wired(lambda net, x: net.last(net.masked(x)[0]), masked=Partial(3, 6, 1), last=nn.Conv2d(6, 2, 1))
+    with pytest.raises(GraphError, match="layer 'masked' must return one tensor, got tuple"):
+        ChannelGraph.build(net.eval(), IMAGES)
+
+
 def test_elements_of_large_tensors_take_no_table_of_all_axes():
     """A square matrix of 512 outside of layers: a row of the table for each of its elements took a gigabyte."""
     mixing = Wired(lambda net, x: x @ net.own.gain, own=Scale(512, 512))

@@ -106,11 +106,12 @@ def test_what_a_function_raises_names_the_criterion_and_the_layer():
         criterion(GroupStats("g", "conv", 3))
 
 
-def test_a_lack_of_memory_is_no_criterions_fault():
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you ...")])
+def test_a_lack_of_memory_is_no_criterions_fault(error):
     def hungry(stats):
-        raise MemoryError
+        raise error
 
-    with pytest.raises(MemoryError):
+    with pytest.raises(type(error)):
         registered("hungry", function=hungry).get("hungry")(GroupStats("g", "conv", 3))
 
 
@@ -134,11 +135,27 @@ def package(tmp_path, monkeypatch):
 REGISTER = "import sys\n@sys.foreign.register({!r}, family='f', needs=(), reference='r')\ndef score(stats): 'Doc.'\n"
 
 
+ELSEWHERE = """
+import sys
+from criteria.gradient import taylor_fo
+sys.foreign.register("d", family="f", needs=(), reference="r")(taylor_fo)
+"""
+
+
 def test_other_packages_add_criteria_at_the_first_look_up(package):
     package(foreign_a=REGISTER.format("a") + "print('once')", foreign_b=REGISTER.format("b"))
     assert "foreign_a" not in sys.modules
     assert sys.foreign.names() == ("a", "b")
     assert sys.foreign.get("b").summary == "Doc."
+
+
+def test_one_that_a_task_has_imported_before_may_register_what_is_defined_elsewhere(package):
+    package(foreign_d=ELSEWHERE)
+    sys.foreign.register("own", family="f", needs=(), reference="r")(lambda stats: None)
+    points, sys.foreign._entry_point_group = sys.foreign._entry_point_group, None
+    import_module("foreign_d")
+    sys.foreign._entry_point_group = points
+    assert sys.foreign.names() == ("d", "own")
 
 
 def test_they_are_loaded_once(package, capsys):

@@ -166,12 +166,20 @@ def test_synflow_by_hand_of_a_gate(gate, product):
     assert of_conv.tolist() == pytest.approx([3 / 2 + 3 / 7 * 5.5, 4 + 4 / 7 * 5.5])
 
 
-def test_synflow_by_hand_of_what_gates_itself():
-    """The first layer makes (3, 4) of ones, and R = 2 · 3 · 3/4 + 1 · 4 · 4/4, with a slope of twice that."""
+@pytest.mark.parametrize("swish", [F.silu, lambda x: x * torch.sigmoid(x), lambda x: x.mul_(x.sigmoid())])
+def test_synflow_is_linear_in_what_gates_itself(swish):
+    """The first layer makes (3, 4) of ones, and R = 2 · 3 + 1 · 4, but for what SiLU takes of that."""
     model, net_graph = flow_net()
-    model[2] = Calls(lambda x: x * torch.sigmoid(x))
+    model[2] = Calls(swish)
     scores = score("synflow", model, net_graph, [(torch.zeros(3, 2), torch.zeros(3))], None)
-    assert scores.tolist() == [9, 8]
+    assert scores.tolist() == pytest.approx([6, 4], rel=0.1)
+
+
+def test_synflow_needs_a_network_in_double_precision():
+    model, net_graph = flow_net()
+    model[2] = Calls(lambda x: x @ torch.eye(2))
+    with pytest.raises(CriterionError, match="needs a network that runs in double precision: expected m1 and m2"):
+        score("synflow", model, net_graph, [(torch.zeros(3, 2), torch.zeros(3))], None)
 
 
 def test_synflow_survives_many_gates():

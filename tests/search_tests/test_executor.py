@@ -79,6 +79,13 @@ def test_a_worker_that_can_run_no_item_is_no_items_fault(executor):
     assert dict(executor.run(toy.square, [3])) == {0: 9}
 
 
+def test_a_worker_that_can_run_none_for_a_moment_is_replaced(executor, tmp_path):
+    items = [tmp_path / "one", tmp_path / "one", tmp_path / "one"]
+    ran = dict(executor.run(toy.without_data_at_first, items))
+    assert sorted(ran) == [0, 1, 2]
+    assert all(isinstance(process, int) for process in ran.values())
+
+
 def test_an_exception_fails_its_item_only(executor):
     results = dict(executor.run(toy.odd_fails, range(4)))
     assert results == {0: 0, 1: Failure("ValueError: odd: 1"), 2: 2, 3: Failure("ValueError: odd: 3")}

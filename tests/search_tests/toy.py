@@ -100,6 +100,14 @@ def without_data(item):
     raise UnfitWorker("no data here")
 
 
+def without_data_at_first(marker):
+    try:
+        Path(marker).touch(exist_ok=False)
+    except FileExistsError:
+        return os.getpid()
+    raise UnfitWorker("no data yet")
+
+
 class Unpicklable(Exception):
     def __init__(self, one, two):
         super().__init__(f"{one} and {two}")

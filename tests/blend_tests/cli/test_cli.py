@@ -242,6 +242,10 @@ def test_export_writes_the_file_once(capsys, finished, tmp_path):
     table = tmp_path / "SCORES.CSV"
     assert run([*command[:2], str(table), *command[3:]]) == 0
     assert table.read_text().startswith("group,")
+    shutil.copytree(finished.folder, tmp_path / "damaged")
+    (tmp_path / "damaged" / "scores.npz").write_bytes(b"no more")
+    assert "scores.npz" in refused(capsys, "export", "damaged", str(table), "--runs-dir", str(tmp_path), "--force")
+    assert table.read_text().startswith("group,")
     assert "reduction must be left out where no front was searched, got 0.4" in refused(
         capsys, *command, "--force", "--reduction", "0.4"
     )
@@ -326,26 +330,3 @@ def test_ctrl_c_is_told_where_there_is_nothing_to_go_on_with(monkeypatch, capsys
     monkeypatch.setattr("blend.transfer.trial.transfer", interrupted)
     assert run([*command, f"{TASK_FILE}:small"]) == 130
     assert capsys.readouterr().err.strip().splitlines()[-1] == "interrupted"
-
-
-def test_what_a_task_leaves_for_the_end_of_the_process_is_done(tmp_path):
-    """The program ends before Python takes itself down, but after that, and with all of its output."""
-    leaves = """
-
-def leaves(folder: str):
-    import atexit, pathlib, threading, time
-
-    def slow():
-        time.sleep(0.5)
-        pathlib.Path(folder, "by a thread").touch()
-
-    atexit.register(pathlib.Path(folder, "at exit").touch)
-    threading.Thread(target=slow).start()
-    return small()
-"""
-    (tmp_path / "task.py").write_text(SOURCE + leaves)
-    command = [sys.executable, "-m", "blend", "compare", f"{tmp_path / 'task.py'}:leaves", "-o", f"folder={tmp_path}"]
-    ended = subprocess.run([*command, "--criteria", "l1,l2", "--json"], capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout)["criteria"] == ["l1", "l2"]
-    assert {"by a thread", "at exit"} <= {path.name for path in tmp_path.iterdir()}

@@ -11,7 +11,7 @@ from PIL import Image
 from blend import problem
 from blend.cli import run
 from blend.comparison.compare import RANDOM_MASKS, Judged, _beats_random, compare
-from blend.comparison.figure import draw_comparison
+from blend.comparison.page import save_comparison
 from blend.comparison.text import answer, print_comparison
 from blend.config import search_config
 from blend.evaluation import Judge, Settings
@@ -115,7 +115,7 @@ def test_a_criterion_that_cannot_reach_the_reduction_has_no_numbers(tmp_path):
     row = report["results"][1]
     assert (row["heldout_metric"], row["ci95"]) == (None, None)
     assert row["note"] == "cannot rank enough groups to reach the reduction"
-    draw_comparison(report, tmp_path / "it.svg")
+    save_comparison(report, tmp_path / "it.svg")
     print_comparison(report)
 
 
@@ -178,14 +178,16 @@ def test_the_command_prints_json_and_draws(capsys, tmp_path):
 def test_the_figure_shows_metrics_below_zero(tmp_path):
     report = made(("l1", "apoz"), [[1.0, 0.1], [0.1, 1.0]], heldout=[-0.125, -0.5])
     report["unpruned"]["heldout_metric"], report["random"]["heldout_metric"] = -0.1, -0.75
-    draw_comparison(report, tmp_path / "it.svg")
+    save_comparison(report, tmp_path / "it.svg")
     root = ElementTree.parse(tmp_path / "it.svg")
     texts = {"".join(element.itertext()).strip() for element in root.iter("{http://www.w3.org/2000/svg}text")}
     assert {"-0.125", "-0.500", "unpruned", "random masks"} <= texts
 
 
-def test_a_single_held_out_example_is_no_ground_to_compare_on(capsys, tmp_path):
-    source, one = Path(TASK.partition(":")[0]).read_text(), "heldout=(inputs[160:161], targets[160:161])"
+@pytest.mark.parametrize("one", ["[160:161]", "[160:161].repeat_interleave(3, 0)"])
+def test_a_single_held_out_example_is_no_ground_to_compare_on(capsys, tmp_path, one):
+    source, draws = Path(TASK.partition(":")[0]).read_text(), 3 if "interleave" in one else 1
+    one = f"heldout=(inputs{one}, targets{one}), heldout_draws={draws}"
     (tmp_path / "one.py").write_text(source.replace("heldout=splits[1]", one))
     assert run(["compare", f"{tmp_path / 'one.py'}:small", "--criteria", "l1,l2", "--json"]) == 2
     out, err = capsys.readouterr()
@@ -206,14 +208,14 @@ def test_a_figure_that_cannot_be_drawn_is_refused_first(capsys, tmp_path, figure
 
 def test_the_same_report_draws_the_same_bytes(report, tmp_path):
     for name in ("one.svg", "two.svg"):
-        draw_comparison(report, tmp_path / name)
+        save_comparison(report, tmp_path / name)
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
 
 
 @pytest.mark.parametrize("count", [1, 2, 32])
 def test_any_number_of_criteria_fits(tmp_path, count):
     names = [f"criterion_{i}" for i in range(count)]
-    draw_comparison(made(names, np.eye(count).tolist(), heldout=[0.5] * count), tmp_path / "it.png")
+    save_comparison(made(names, np.eye(count).tolist(), heldout=[0.5] * count), tmp_path / "it.png")
     width, height = Image.open(tmp_path / "it.png").size
     assert 1000 < width < 6000
     assert 400 < height < 3000

@@ -173,5 +173,5 @@ def test_the_same_report_gives_the_same_bytes(report):
 
 def test_a_page_that_cannot_be_written_is_an_error(report, tmp_path):
     (tmp_path / "it.html").mkdir()
-    with pytest.raises(InputError, match="figure cannot be written"):
+    with pytest.raises(InputError, match="cannot write"):
         save_comparison(report, tmp_path / "it.html")

@@ -1,8 +1,10 @@
 import copy
+import gc
 import math
 import pickle
 import subprocess
 import sys
+import weakref
 from importlib import import_module
 from pathlib import Path
 
@@ -15,10 +17,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from blend.evaluation import HeldoutEvaluation, Judge, Settings, TestEvaluation, Workspace, pack, unpack
-from blend.evaluation.workspace import _load_judge
+from blend.evaluation.workspace import _memory
 from blend.pruning import PrunedNetwork
-from blend.task import Split, Splits, accuracy, load_task, materialise
+from blend.task import Split, Splits, Task, accuracy, load_task, materialise
 from criteria import ChannelGraph
+from search.cargo import HELD
 from search.errors import UnfitWorker
 
 from ..pruning.test_slicing import pruned_by_torch_pruning
@@ -270,9 +273,9 @@ def test_a_worker_that_has_imported_another_loss_or_metric_judges_nothing(tmp_pa
     workspace.write(task, graph, splits, Settings())
     evaluate, phenotype = HeldoutEvaluation(workspace), pack(random_keep(graph, 1))
     assert math.isfinite(evaluate(phenotype)["loss"])
-    _load_judge.cache_clear()
+    _memory.cache_clear()
     monkeypatch.setattr(judges, what, otherwise)
-    rule = rf"cannot be loaded: the task's {what} must say what it says where the search runs, .* the workers anew"
+    rule = rf"cannot be loaded: the task's {what} must say what it says where .*, which workers do not call$"
     with pytest.raises(UnfitWorker, match=rule):
         evaluate(phenotype)
 
@@ -320,6 +323,55 @@ def test_a_forward_that_wants_channels_first_has_them(layout, precision):
     expected = recalibrated_by_training(pruned, [images(40, seed=2)])(heldout.inputs).detach()
     loss = float(F.cross_entropy(expected, heldout.targets))
     assert judge.judge(keep, heldout)["loss"] == pytest.approx(loss, rel=1e-4 if precision is None else 0.05)
+
+
+def test_such_a_forward_is_loaded_by_workers_whose_images_have_the_channels_last(tmp_path):
+    model = Flattening().eval()
+    graph, heldout = ChannelGraph.build(model, images(2)), split()
+    pair = (heldout.inputs, heldout.targets)
+    task = Task(model, images(2), (images(40, seed=2), heldout.targets[:40]), pair, pair)
+    workspace = Workspace(str(tmp_path / "work"), TASK, token="flattening")
+    workspace.write(task, graph, Splits(Split(*task.calibration, "calibration"), heldout, heldout), Settings())
+    keep = np.arange(len(graph)) % 2 == 0
+    there = HeldoutEvaluation(workspace)(pack(keep))
+    here = judge_of(model, graph, batch_size=64).judge(keep, heldout)
+    assert there["loss"] == pytest.approx(here["loss"], rel=1e-6)
+
+
+def by_view(outputs, targets):
+    return -(outputs - targets).square().view(len(outputs), -1).mean(1)
+
+
+def test_a_loss_of_maps_may_take_them_apart_by_view(tmp_path):
+    """Outputs and targets are images, too, and inside of the network those have the channels last."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1)).eval()
+    graph = ChannelGraph.build(model, images(2))
+    calibration, heldout, test = (Split(images(40, seed=s), images(40, seed=s), "split") for s in range(3))
+    task = Task(model, images(2), *((s.inputs, s.targets) for s in (calibration, heldout, test)), mean_by_view, by_view)
+    workspace = Workspace(str(tmp_path / "work"), TASK, token="by view")
+    workspace.write(task, graph, Splits(calibration, heldout, test), Settings())
+    unpruned = HeldoutEvaluation(workspace)(pack(np.ones(len(graph), dtype=bool)))
+    expected = by_view(model(heldout.inputs), heldout.targets).mean().item()
+    assert unpruned["metric"] == pytest.approx(expected, rel=1e-5)
+
+
+def mean_by_view(outputs, targets):
+    return -by_view(outputs, targets).mean()
+
+
+def test_a_worker_keeps_what_it_has_loaded_of_few_workspaces(tmp_path):
+    task = load_task(TASK, {"steps": "1"}, 0)
+    splits = Splits(*(materialise(data, "split") for data in (task.calibration, task.heldout, task.test)))
+    graph = ChannelGraph.build(task.model, task.example_input)
+    judges = []
+    for number in range(HELD + 1):
+        workspace = Workspace(str(tmp_path / f"work-{number}"), TASK, token=f"{number} of many")
+        workspace.write(task, graph, splits, Settings())
+        assert workspace.judge() is workspace.judge()
+        assert workspace.judge(half=True) is workspace.judge(half=True) is not workspace.judge()
+        judges += [weakref.ref(workspace.judge()), weakref.ref(workspace.judge(half=True))]
+    gc.collect()
+    assert [judge() is None for judge in judges] == [True] * 2 + [False] * 2 * HELD
 
 
 @pytest.mark.parametrize("name", ["weight_norm", "spectral_norm"])

@@ -290,6 +290,16 @@ def test_coupling_that_the_graph_cannot_know_is_found_out(wiring):
         check_slicing(model, graph, images(2))
 
 
+def test_a_network_that_insists_on_single_precision_is_checked_in_it():
+    class Insists(nn.Sequential):
+        def forward(self, x):
+            assert x.dtype is torch.float32
+            return super().forward(x)
+
+    model = Insists(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    check_slicing(model, ChannelGraph.build(model, images(2)), images(2))
+
+
 def test_one_thread_inside_and_the_old_number_afterwards():
     torch.set_num_threads(2)
     with reproducibly():

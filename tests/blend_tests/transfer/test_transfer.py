@@ -18,6 +18,7 @@ from blend.transfer.figure import draw_transfer
 from blend.transfer.places import FROZEN, RECOMPUTED, mask_or_reason, parse_reductions, parse_task, pool
 from blend.transfer.text import answer, print_transfer
 from blend.transfer.trial import transfer
+from search.errors import SearchError
 
 from ..adapters.blends import blend_for
 
@@ -290,6 +291,15 @@ def test_the_command_prints_json_a_table_and_draws(path, small, tmp_path, capsys
     assert err.strip().splitlines()[-3:] == list(answer(report))
     texts = {"".join(e.itertext()).strip() for e in ElementTree.parse(figure).iter("{http://www.w3.org/2000/svg}text")}
     assert {"task:small,seed=1 (other weights)", "frozen", "recomputed", "uniform blend"} <= texts
+
+
+def test_workers_that_can_judge_nothing_end_it_in_a_line(path, small, capsys, monkeypatch):
+    def unfit(*_, **__):
+        raise SearchError("no candidate can be evaluated: no room")
+
+    monkeypatch.setattr("blend.transfer.trial.evaluate_all", unfit)
+    assert run(["transfer", str(path), small]) == 3
+    assert capsys.readouterr().err.splitlines()[-1] == "error: no candidate can be evaluated: no room"
 
 
 def test_the_words_count_wins_and_losses_and_name_each_reason_once(report, capsys, tmp_path):
