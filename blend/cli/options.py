@@ -136,9 +136,8 @@ Encoding = Annotated[
     typer.Option(
         help="What is searched. cluster: per group, who speaks for each cluster, and its factor. direct: per group, a "
         "factor for every criterion. shared: a factor for every criterion, the same in all groups. allocation: only "
-        "how much each group gives, ranked by one criterion. mask: a score for every channel; it needs "
-        "thousands of candidates, and leaves no formula. All but allocation also search how much each group gives, "
-        "unless --allocation uniform."
+        "how much each group gives, ranked by one criterion. mask: a score for every channel; it leaves no formula. "
+        "All but allocation also search how much each group gives, unless --allocation uniform."
     ),
 ]
 Signed = Annotated[
@@ -152,7 +151,7 @@ Strategy = Annotated[
     str,
     typer.Option(
         help="How it is searched. ga: the best ever are parents, crossover of groups. aging: parents die of age, "
-        "mutation only; slower to be misled. cma: CMA-ES, for many factors or offsets (direct, shared, allocation). "
+        "mutation only; slower to be misled. cma: CMA-ES; the one for thousands of candidates. "
         "greedy: the best criterion per group, one group at a time, then one gene at a time. swap: channels change "
         "places inside a group (with --encoding mask). nsga2: a front of reductions, fitness against cost, in one run. "
         "random: chance."
