@@ -1,16 +1,15 @@
 """What executors on clusters share: how items are handed out, watched, tried again and given up."""
 
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from search.cargo import Parcel, Reply, parcel
 from search.errors import SearchError
-from search.executor import TICK
+from search.executor import TICK, Executor
 from search.machine import kind
 from search.patience import Patience, Refused, Trouble, hangs
 from search.worker import Failure, Unfit
@@ -27,7 +26,7 @@ class Lost(Trouble):
     """A result that was gone before it came, through no fault of the item."""
 
 
-class ClusterExecutor(ABC):
+class ClusterExecutor(Executor):
     """Workers of a cluster, however many there are at the moment.
 
     No more items are under way than there are workers, so that a worker that dies takes a single item with it. The
@@ -50,15 +49,6 @@ class ClusterExecutor(ABC):
         self.tell = tell or (lambda line: None)
         self._kinds = {kind()}  # of processors
         self._reasons: set[str] = set()  # of refusals, that were told
-
-    @property
-    @abstractmethod
-    def workers(self) -> int:
-        """How many items run at once, now."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Disconnect."""
 
     @abstractmethod
     def _submit(self, sent: Parcel, item: Any) -> Any:
@@ -100,16 +90,6 @@ class ClusterExecutor(ABC):
         for index in suspects:
             [(_, outcome)] = self._attempt(sent, items, [index])
             yield index, outcome.final(2) if isinstance(outcome, Trouble) else outcome
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close."""
-        self.close()
 
     def _attempt(self, sent: Parcel, items: Sequence[Any], indices: Iterable[int]) -> Iterator[tuple[int, Any]]:
         """Yield every item's index and outcome, in the order of completion."""

@@ -2,11 +2,12 @@
 
 import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from search.errors import SearchError, SearchValueError
 from search.patience import AS_ASKED, Patience, Refused, Trouble, hangs
@@ -20,34 +21,34 @@ TICK = 1.0  # seconds between two looks at what runs
 GROWTH = 256 * 2**20  # bytes of resident memory that a worker may gain over twice its settled level
 
 
-class Executor(Protocol):
+class Executor(ABC):
     """Runs a function on many items, somewhere."""
 
     @property
+    @abstractmethod
     def workers(self) -> int:
         """How many items run at once, now."""
-        ...
 
+    @abstractmethod
     def run(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R | Failure]]:
         """Yield (index, result) for every item, in the order of completion."""
-        ...
 
+    @abstractmethod
     def close(self) -> None:
         """End the workers; what still runs is abandoned."""
-        ...
 
     def __enter__(self) -> Self:
         """Return itself."""
-        ...
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close."""
-        ...
+        self.close()
 
 
-class LocalExecutor:
+class LocalExecutor(Executor):
     """Worker processes on this machine.
 
     What goes wrong with an item (its worker dies or is killed, it takes too long, it raises) is first taken for an
@@ -73,10 +74,14 @@ class LocalExecutor:
             raise SearchValueError(f"workers must be at least 1, got {workers}")
         if retries < 0:
             raise SearchValueError(f"retries must be at least 0, got {retries}")
-        self.workers = workers
         self.retries = retries
         self.patience = Patience(timeout)
         self._workers = [Worker(growth) for _ in range(workers)]
+
+    @property
+    def workers(self) -> int:
+        """Number of processes."""
+        return len(self._workers)
 
     def run(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R | Failure]]:
         """Yield (index, result) for every item, in the order of completion.
@@ -119,16 +124,6 @@ class LocalExecutor:
         """End the workers; what still runs is abandoned. A later `run` starts new ones."""
         for worker in self._workers:
             worker.end()
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close."""
-        self.close()
 
     def _retried(self, function: Callable[[T], R], items: Sequence[T], job: "_Job", trouble: Trouble) -> R | Failure:
         outcome: Any = trouble

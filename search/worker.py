@@ -45,15 +45,8 @@ class Failure:
     reason: str
 
 
-@dataclass(frozen=True)
-class Unfit:
-    """In the place of a result from a worker that can run no item at all.
-
-    Attributes:
-        reason: One line for a person.
-    """
-
-    reason: str
+class Unfit(Failure):
+    """In the place of a result from a worker that can run no item at all."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,10 @@ from blend.cli.options import (
     CHEAP_CRITERIA,
     RUNS,
     CalibrationLoss,
+    Clustering,
+    Clusters,
     Compensate,
+    Cost,
     Criteria,
     Device,
     Ignore,
@@ -65,11 +68,11 @@ def criteria(
 def compare(
     task: TaskArgument,
     reduction: OneReduction = "0.5",
-    cost: Annotated[str, typer.Option(help="What is reduced: macs or params.")] = "macs",
+    cost: Cost = "macs",
     criteria: Criteria = CHEAP_CRITERIA,
     calibration_loss: CalibrationLoss = "task",
-    clusters: Annotated[str, typer.Option(metavar="K", help="Clusters per group: a number, or silhouette.")] = "3",
-    clustering: Annotated[str, typer.Option(help="agglomerative or kmeans.")] = "agglomerative",
+    clusters: Clusters = "3",
+    clustering: Clustering = "agglomerative",
     allocation: Annotated[
         str, typer.Option(help="uniform: the same share of each group. global: one ranking over all groups.")
     ] = "uniform",

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from search import Choice, Failure, Real, Space
+from search import Choice, Executor, Failure, Real, Space
 from search.errors import UnfitWorker
 
 SPACE = Space(((Choice(4), Real(-1.0, 1.0, 0.3), Real(0.0, 1.0, 0.3)),) * 4)
@@ -55,7 +55,7 @@ class Sphere:
         return struct.pack(f"{len(SPACE)}d", *(round(value, self.digits) + 0.0 for value in genome))
 
 
-class Inline:
+class Inline(Executor):
     """Runs in the driver and delivers backwards."""
 
     workers = 1
@@ -73,12 +73,6 @@ class Inline:
 
     def close(self):
         pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.close()
 
 
 def square(item):
