@@ -11,7 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from blend.budget import CostModel, keep_mask
 from blend.errors import InputError
-from blend.pruning import PrunedNetwork, check_slicing
+from blend.evaluation import HeldoutEvaluation, Settings, Workspace, pack
+from blend.pruning import PrunedNetwork, check_slicing, recalibrate
+from blend.task import Split, Splits, Task
 from criteria import CRITERIA, NEEDS, ChannelGraph, collect, score_table
 
 from . import NETWORKS, build, inputs
@@ -103,6 +105,32 @@ def test_cost_is_that_of_the_extracted_network(name, kind):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             smaller(images)
         assert 2 * len(images) * cost(keep) == counter.get_total_flops()  # neither counts attention
+
+
+def error_of_each(outputs, targets):
+    return (outputs - targets).square().view(len(outputs), -1).mean(1)
+
+
+def error(outputs, targets):
+    return error_of_each(outputs, targets).mean()
+
+
+@EVERY
+@pytest.mark.parametrize("half", [False, True])
+def test_workers_judge_the_extracted_and_recalibrated_network(name, half, tmp_path):
+    """Loss and metric take maps apart by view; inside of the network their channels may be last."""
+    model, graph, keep = build(name), graph_of(name), random_keep(graph_of(name), 0)
+    made = [Split(images, model(images).detach(), "split") for images in (inputs(name, 12, seed) for seed in range(3))]
+    task = Task(model, made[0].inputs, *((split.inputs, split.targets) for split in made), error, error_of_each)
+    workspace = Workspace(str(tmp_path / "work"), "digits", token=f"{name} {half}")
+    workspace.write(task, graph, Splits(*made), Settings())
+    answer = HeldoutEvaluation(workspace, half=half)(pack(keep, half=half))
+    smaller = PrunedNetwork(model, graph).extract(keep)
+    recalibrate(smaller, [made[0].inputs])
+    with torch.no_grad():
+        expected = float(error(smaller(made[1].inputs), made[1].targets))
+    assert answer["loss"] == pytest.approx(answer["metric"], rel=1e-5)
+    assert answer["loss"] == pytest.approx(expected, rel=0.1 if half else 1e-3)
 
 
 @EVERY
