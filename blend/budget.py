@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -134,20 +135,55 @@ def keep_mask(
     check_reduction(reduction)
     floor = floors(graph) if floor is None else floor
     order = _removal_order(graph, scores, floor)
-    fewest, most = 0, len(order)
-    check_reachable(cost.reduction(_without(graph, order)), reduction, cost)
-    while fewest < most:
-        middle = (fewest + most) // 2
-        if cost.reduction(_without(graph, order[:middle])) < reduction:
-            fewest = middle + 1
-        else:
-            most = middle
-    return _refund(graph, order[:fewest], reduction, cost)
+    return without_first(graph, order, range(len(order) + 1), reduction, cost)
+
+
+def without_first(
+    graph: ChannelGraph, order: NDArray[np.int64], ends: Sequence[int], reduction: float, cost: Cost
+) -> Keep:
+    """Removes the first blocks of some until a reduction is reached, and gives back which it holds without.
+
+    The last removed are offered their place first, and of each group only until one has to stay removed: what is left
+    of it costs as much or more.
+
+    Args:
+        graph: The channel graph.
+        order: All channels that may go, the first to go first.
+        ends: How many channels the first blocks have, from no block to all of them; a block is of one group.
+        reduction: The share of cost to remove.
+        cost: What is counted.
+
+    Raises:
+        InputError: If that is not reached without all of them.
+    """
+
+    def keep_without(blocks: int) -> Keep:
+        keep = np.ones(len(graph), dtype=bool)
+        keep[order[: ends[blocks]]] = False
+        return keep
+
+    check_reachable(cost.reduction(keep_without(len(ends) - 1)), reduction, cost)
+    count = bisect_left(range(len(ends)), reduction, key=lambda blocks: cost.reduction(keep_without(blocks)))
+    keep = keep_without(count)
+    group_of = np.repeat(np.arange(len(graph.groups)), [group.size for group in graph.groups])
+    spent: set[int] = set()
+    for last in range(count, 0, -1):
+        block = order[ends[last - 1] : ends[last]]
+        if (group := int(group_of[block[0]])) not in spent:
+            keep[block] = True
+            if cost.reduction(keep) < reduction:
+                keep[block] = False
+                spent.add(group)
+        if len(spent) == len(graph.groups):
+            break
+    return keep
 
 
 def is_reachable(graph: ChannelGraph, scores: Scores, reduction: float, cost: Cost, floor: Mapping[str, int]) -> bool:
     """Whether removing all that the scores and floors allow is enough for a reduction."""
-    return cost.reduction(_without(graph, _removal_order(graph, scores, floor))) >= reduction
+    keep = np.ones(len(graph), dtype=bool)
+    keep[_removal_order(graph, scores, floor)] = False
+    return cost.reduction(keep) >= reduction
 
 
 def uniform(scores: Scores) -> dict[str, NDArray[np.float64]]:
@@ -181,25 +217,3 @@ def _removal_order(graph: ChannelGraph, scores: Scores, floor: Mapping[str, int]
             keys[graph.slices[group.name]] = values
     order = np.argsort(keys, kind="stable")
     return order[: int(np.isfinite(keys).sum())]
-
-
-def _refund(graph: ChannelGraph, removed: NDArray[np.int64], reduction: float, cost: Cost) -> Keep:
-    """Gives channels back, the last removed first, while the reduction holds."""
-    keep = _without(graph, removed)
-    group_of = np.repeat(np.arange(len(graph.groups)), [group.size for group in graph.groups])
-    spent: set[int] = set()  # all channels of a group cost the same: where one cannot be given back, none can
-    for channel in removed[::-1]:
-        if (group := int(group_of[channel])) not in spent:
-            keep[channel] = True
-            if cost.reduction(keep) < reduction:
-                keep[channel] = False
-                spent.add(group)
-        if len(spent) == len(graph.groups):
-            break
-    return keep
-
-
-def _without(graph: ChannelGraph, removed: NDArray[np.int64]) -> Keep:
-    keep = np.ones(len(graph), dtype=bool)
-    keep[removed] = False
-    return keep

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Mapping
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from blend.budget import Cost, Scores, check_reachable, check_reduction
+from blend.budget import Cost, Scores, check_reduction, without_first
 from blend.errors import InputError
 from criteria.graph import ChannelGraph, Keep
 
 Block = NDArray[np.int64]
+_NO_BLOCK: Block = np.empty(0, dtype=np.int64)
 
 
 def rounded_keep_mask(
@@ -46,15 +47,8 @@ def rounded_keep_mask(
         np.asarray(scores[group.name]), graph.slices[group.name].start, floor[group.name], multiple
     )]  # fmt: skip
     blocks = [found[place][1] for place in np.argsort([score for score, _ in found], kind="stable")]
-    check_reachable(cost.reduction(_without(graph, blocks)), reduction, cost)
-    fewest, most = 0, len(blocks)
-    while fewest < most:
-        middle = (fewest + most) // 2
-        if cost.reduction(_without(graph, blocks[:middle])) < reduction:
-            fewest = middle + 1
-        else:
-            most = middle
-    return _refund(graph, blocks[:fewest], reduction, cost)
+    ends = list(accumulate(map(len, blocks), initial=0))
+    return without_first(graph, np.concatenate([_NO_BLOCK, *blocks]), ends, reduction, cost)
 
 
 def check_multiple(graph: ChannelGraph, scores: Scores, multiple: int) -> None:
@@ -80,24 +74,3 @@ def _blocks(values: NDArray[np.float64], start: int, floor: int, multiple: int) 
     cuts = [0, *(len(values) - kept for kept in range(largest, 0, -multiple) if kept >= floor)]
     for first, last in pairwise(cuts):
         yield float(values[order[first:last]].mean()), start + order[first:last]
-
-
-def _refund(graph: ChannelGraph, blocks: Sequence[Block], reduction: float, cost: Cost) -> Keep:
-    """Gives blocks back, the last removed first; of each group only the outermost."""
-    keep = _without(graph, blocks)
-    group_of = np.repeat(np.arange(len(graph.groups)), [group.size for group in graph.groups])
-    spent: set[int] = set()
-    for block in reversed(blocks):
-        if (group := int(group_of[block[0]])) not in spent:
-            keep[block] = True
-            if cost.reduction(keep) < reduction:
-                keep[block] = False
-                spent.add(group)
-    return keep
-
-
-def _without(graph: ChannelGraph, blocks: Sequence[Block]) -> Keep:
-    keep = np.ones(len(graph), dtype=bool)
-    for block in blocks:
-        keep[block] = False
-    return keep
