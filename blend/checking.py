@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from blend.errors import InputError, described
 from blend.task import FineTuning, Split, Splits, Task, accuracy
@@ -42,6 +43,8 @@ def check_task(task: Task, calibration_loss: str = "task") -> Splits:
         materialise(task.heldout, "held-out"),
         materialise(task.test, "test"),
     )
+    if len(splits.calibration) < 2:
+        raise InputError("the calibration split must have at least 2 examples, or BatchNorm has no variance, got 1")
     for a, b in combinations(splits, 2):
         check_disjoint(a, b)
     draws = task.heldout_draws
@@ -80,12 +83,23 @@ def _check_weights(model: object) -> None:
         where = f" in '{scripted[0]}'" if scripted[0] else ""
         what = type(dict(model.named_modules())[scripted[0]]).__name__
         raise InputError(f"model must be as it was before torch.jit, got {what}{where}")
+    try:
+        with evaluating(model):
+            pass
+    except NotImplementedError as error:  # what torch.export has made
+        raise InputError(f"the model must have an evaluation mode, got {described(error)}") from error
     dtypes = sorted({str(weight.dtype).removeprefix("torch.") for weight in model.parameters()})
     if len(dtypes) > 1:
         raise InputError(f"the parameters of the model must have one dtype, got {' and '.join(dtypes)}")
     for name, weight in model.state_dict().items():
         if not isinstance(weight, Tensor):
             raise InputError(f"the state of the model must be tensors, got {type(weight).__name__} as {name}")
+        if is_lazy(weight):
+            raise InputError(f"the weights of the model must have values, got {name}, which has not even a shape yet")
+        if weight.is_quantized:
+            raise InputError(f"the model must be as it was before quantisation, got quantised {name}")
+        if weight.is_complex():
+            raise InputError(f"the weights of the model must be real numbers, got complex {name}")
         if not weight.isfinite().all():
             raise InputError(f"the weights of the model must be finite, got NaN or infinity in {name}")
         if weight.is_inference():

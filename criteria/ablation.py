@@ -89,7 +89,7 @@ def accuracy_ablation(network: Network, *, images: Annotated[int, at_least(1)] =
 def _ablation(network: Network, images: int, harm: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Tensor]:
     """Group → rise of the mean harm without each channel."""
     batches = list(sampled(network.batches, images, network.seed))
-    groups = list(reading_groups(network.graph))
+    groups = list(reading_groups(network.graph, network.model))
     total = 1 + sum(group.size for group, _ in groups)
     done = 0
 

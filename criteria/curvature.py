@@ -5,6 +5,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from criteria.errors import CriterionError, raise_if_out_of_memory
+
 
 def gradients_of(
     outputs: Sequence[Tensor],
@@ -16,19 +18,26 @@ def gradients_of(
 
     Returns:
         For each leaf its gradient, zero if no output depends on it.
+
+    Raises:
+        CriterionError: An operation has none, or not in this way, such as reentrant checkpointing.
     """
     reached = [index for index, output in enumerate(outputs) if output.requires_grad]
     if not reached or not leaves:
         return tuple(torch.zeros_like(leaf) for leaf in leaves)
-    return torch.autograd.grad(
-        [outputs[index] for index in reached],
-        list(leaves),
-        None if directions is None else [directions[index] for index in reached],
-        create_graph=create_graph,
-        retain_graph=create_graph or directions is not None,
-        allow_unused=True,
-        materialize_grads=True,
-    )
+    try:
+        return torch.autograd.grad(
+            [outputs[index] for index in reached],
+            list(leaves),
+            None if directions is None else [directions[index] for index in reached],
+            create_graph=create_graph,
+            retain_graph=create_graph or directions is not None,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    except RuntimeError as error:
+        raise_if_out_of_memory(error)
+        raise CriterionError(f"the network must have gradients by torch.autograd.grad, got: {error}") from error
 
 
 def diagonals(

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from criteria.errors import CriterionError, raise_if_out_of_memory
+from criteria.errors import CriterionError
+from criteria.evaluating import called_with
 from criteria.layers import BATCH_NORM, INSTANCE_NORM, MIXING
 from criteria.streaming import hooks
 
@@ -49,20 +49,20 @@ def flow_gradients(model: nn.Module, layers: Sequence[str], inputs: Tensor) -> d
     """
     if not inputs.is_floating_point():
         raise CriterionError(f"synaptic flow needs inputs of floating point, got {inputs.dtype}")
-    state = _positive(model)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    positive = _positive(model)
     weights: dict[str, Tensor] = {}
     for layer in layers:
-        name = names.get(id(model.get_submodule(layer).weight))
-        if name is None:
+        weight = positive.get(id(model.get_submodule(layer).weight))
+        if weight is None:
             raise CriterionError(f"the weight of {layer!r} must be a parameter to have a gradient, got a computed one")
-        weights[layer] = state[name].requires_grad_()
+        weights[layer] = weight.requires_grad_()
     with hooks(_passing_on(model)), torch.enable_grad(), _Unsaturated():
         ones = torch.ones_like(inputs[:1], dtype=torch.float64).requires_grad_()  # by which flow is told from weights
         try:
-            flow: Tensor = functional_call(model, state, (ones.clone(),)).sum()
-        except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-            raise_if_out_of_memory(error)
+            flow: Tensor = called_with(model, positive, ones.clone()).sum()
+        except (RuntimeError, TypeError, AssertionError) as error:
+            if not isinstance(error, AssertionError) and "double" not in str(error).lower():
+                raise
             raise CriterionError(f"synaptic flow needs a network that runs in double precision: {error}") from error
     if not flow.requires_grad:
         return {layer: torch.zeros_like(weight) for layer, weight in weights.items()}
@@ -107,12 +107,16 @@ class _Unsaturated(TorchFunctionMode):
         return *factors[: places[-1]], passed, *factors[places[-1] + 1 :]
 
 
-def _positive(model: nn.Module) -> dict[str, Tensor]:
-    """Stand-ins for all parameters and buffers."""
-    state = {name: parameter.detach().double().abs() for name, parameter in model.named_parameters()}
-    state |= {name: torch.zeros_like(value) for name, value in state.items() if name.rpartition(".")[2] == "bias"}
-    buffers = ((name, buffer.detach().clone()) for name, buffer in model.named_buffers())
-    return state | {name: buffer.double() if buffer.is_floating_point() else buffer for name, buffer in buffers}
+def _positive(model: nn.Module) -> dict[int, Tensor]:
+    """Stand-ins for all parameters and buffers, by their ids."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        value = parameter.detach().double().abs()
+        found[id(parameter)] = torch.zeros_like(value) if name.rpartition(".")[2] == "bias" else value
+    for buffer in model.buffers():
+        copied = buffer.detach().clone()
+        found[id(buffer)] = copied.double() if copied.is_floating_point() else copied
+    return found
 
 
 def _passing_on(model: nn.Module) -> Iterator[RemovableHandle]:

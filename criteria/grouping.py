@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from criteria.errors import GraphError
+from criteria.errors import GraphError, raise_if_out_of_memory
 from criteria.graph import Axis, ChannelGraph, ChannelGroup, GroupNote, Indices, Member
 from criteria.labels import compact, varying
 from criteria.layers import BATCH_NORM, WEIGHTED
@@ -25,8 +25,9 @@ def build_graph(model: nn.Module, example_input: Tensor, ignore: Sequence[str]) 
     _refuse_frozen(model, ignored)
     try:
         copied = copy.deepcopy(model).eval()
-    except RuntimeError as error:
-        raise GraphError(f"the network cannot be copied: {error}") from error
+    except Exception as error:
+        raise_if_out_of_memory(error)
+        raise GraphError(f"the network must be one that can be copied, got {type(error).__name__}: {error}") from error
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = trace(copied, example_input, ignored, _whole_layers(model, shapes))
     if not found.made:

@@ -42,8 +42,11 @@ def is_transposed(module: nn.Module) -> bool:
 
 
 def width(module: nn.Module, side: str) -> int:
-    """Number of channels or features that a conv or linear layer reads (``in``) or makes (``out``)."""
-    return int(getattr(module, f"{side}_features" if isinstance(module, nn.Linear) else f"{side}_channels"))
+    """Number of channels or features that a conv or linear layer reads (``in``) or makes (``out``).
+
+    Its weight tells: a lazy layer whose weight was loaded says 0 of itself.
+    """
+    return widths_of_weight(module)[side == "in"]
 
 
 def channel_dim(module: nn.Module) -> int:

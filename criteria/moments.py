@@ -90,7 +90,7 @@ def _portions(network: Network, patches: bool) -> Iterator[_Portion]:
     """Groups whose moments fit into memory together."""
     portion: _Portion = []
     used = 0
-    for group, members in reading_groups(network.graph):
+    for group, members in reading_groups(network.graph, network.model):
         watches = [Watch(network.model, member, patches) for member in members]
         size = sum(8 * watch.width**2 for watch in watches)
         if portion and used + size > MEMORY:

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from criteria.claims import known_claims
 from criteria.errors import CriterionError, CriterionValueError, DoesNotApply
+from criteria.evaluating import called_with
 from criteria.graph import ChannelGraph, ChannelGroup, Member
+from criteria.layers import is_depthwise
 from criteria.registry import CRITERIA, Criterion, Registry, failing
 from criteria.specification import declared
 from criteria.stats import Loss
@@ -55,14 +56,13 @@ class Network:
         return next(self.model.parameters()).device
 
     @cached_property
-    def _stand_ins(self) -> dict[str, Tensor]:
-        detached = {id(parameter): parameter.detach() for parameter in self.model.parameters()}  # tied ones stay tied
-        return {name: detached[id(p)] for name, p in self.model.named_parameters(remove_duplicate=False)}
+    def _stand_ins(self) -> dict[int, Tensor]:
+        return {id(parameter): parameter.detach() for parameter in self.model.parameters()}
 
     def outputs(self, inputs: Tensor) -> Tensor:
         """The network's outputs, of detached parameters and copies of the buffers, which a forward might write to."""
-        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        result: Tensor = functional_call(self.model, self._stand_ins | buffers, (inputs.to(self.device),))
+        buffers = {id(buffer): buffer.clone() for buffer in self.model.buffers()}
+        result: Tensor = called_with(self.model, self._stand_ins | buffers, inputs.to(self.device))
         return result
 
     def mean_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -198,12 +198,14 @@ def sampled(batches: Batches, images: int, seed: int) -> Iterator[tuple[Tensor, 
             yield inputs[rows.to(inputs.device)], targets[rows.to(targets.device)]
 
 
-def reading_groups(graph: ChannelGraph) -> Iterator[tuple[ChannelGroup, list[Member]]]:
+def reading_groups(graph: ChannelGraph, model: nn.Module) -> Iterator[tuple[ChannelGroup, list[Member]]]:
     """Each group with the consumers that mix its channels.
 
     A depthwise convolution reads and hands on its channels one by one; what it makes of them is read by other
     consumers of the same group, so that it is not one itself. Groups without any consumer are left out.
     """
     for group in graph.groups:
-        if mixing := [member for member in group.consumers if member.layer in graph.mixing]:
+        layers = {member.layer: model.get_submodule(member.layer) for member in group.consumers}
+        mixing = [m for m in group.consumers if m.layer in graph.mixing or not is_depthwise(layers[m.layer])]
+        if mixing:
             yield group, mixing

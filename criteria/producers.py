@@ -28,7 +28,7 @@ _FILTERS = frozenset({"weight_gradient", "weight_gradient_magnitude", "hessian_d
 class Producers:
     """Derivatives with respect to filters and to gates on the producers' outputs, averaged over batches.
 
-    Nothing of the network is differentiated itself: `state` has detached stand-ins to be called with instead.
+    Nothing of the network is differentiated itself: `stand_ins` are detached, to be called with instead.
 
     Args:
         model: the network.
@@ -59,10 +59,9 @@ class Producers:
             raise CriterionError(f"the weight of {layer!r} must be a parameter to have a gradient, got a computed one")
         return stand_in.requires_grad_()
 
-    def state(self) -> dict[str, Tensor]:
-        """Stand-ins for all parameters, and copies of all buffers, which a forward pass might write to."""
-        parameters = {name: self._stand_ins[id(parameter)] for name, parameter in self._model.named_parameters()}
-        return parameters | {name: buffer.clone() for name, buffer in self._model.named_buffers()}
+    def stand_ins(self) -> dict[int, Tensor]:
+        """Those for all parameters, and copies of all buffers, which a forward pass might write to, by their ids."""
+        return self._stand_ins | {id(buffer): buffer.clone() for buffer in self._model.buffers()}
 
     def let_flow(self, inputs: Tensor) -> None:
         """Measure the synaptic flow, for which a batch's shape is all that matters."""

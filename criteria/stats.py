@@ -11,11 +11,10 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from criteria.consumers import Consumers
 from criteria.errors import CriterionValueError
-from criteria.evaluating import evaluating
+from criteria.evaluating import called_with, evaluating
 from criteria.graph import ChannelGraph
 from criteria.producers import Producers
 from criteria.views import NEEDS, GroupStats, bound_need
@@ -98,7 +97,7 @@ def _sweep(
     producers.begin(len(inputs))
     consumers.begin(len(inputs), targets)
     with torch.set_grad_enabled(producers.active), producers.differentiable():
-        outputs = functional_call(model, producers.state(), (inputs,))
+        outputs = called_with(model, producers.stand_ins(), inputs)
         if producers.active:
             producers.add(loss(outputs, targets), len(inputs))
 

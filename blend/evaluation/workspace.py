@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import cloudpickle
 import numpy as np
@@ -81,7 +82,7 @@ class Workspace:
         with (folder / "judge.pickle").open("wb") as file:
             some = (tensor[mixed[:FEW]] for tensor in (splits.heldout.inputs, splits.heldout.targets))
             said = _verdict(task.model, task.loss, task.metric, *some)
-            cloudpickle.dump((_plain(task.model), graph, task.loss, task.metric, settings, bare, said), file)
+            _dump(file, task, graph, settings, bare, said)
 
     def judge(self, *, half: bool = False) -> Judge:
         """This process' judge, for candidates in half precision if asked for; loaded at the first call.
@@ -135,6 +136,26 @@ class TestEvaluation:
         """The metric's value for each test example, shape (examples,)."""
         judge = self.workspace.judge()
         return judge.measure(unpack(phenotype, len(judge.graph)), self.workspace.split("test", judge.device))[1]
+
+
+def check_portable(task: Task, _: Splits) -> None:
+    """Refuses a task whose network, loss or metric workers could not load, before there is work to be lost.
+
+    Raises:
+        InputError: Saying why.
+    """
+    with Path(os.devnull).open("wb") as nowhere:
+        _dump(nowhere, task)
+
+
+def _dump(file: BinaryIO, task: Task, *more: Any) -> None:
+    try:
+        cloudpickle.dump((_plain(task.model), task.loss, task.metric, *more), file)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        rule = "the network, the loss and the metric must be such as can be pickled, for workers to load them"
+        raise InputError(f"{rule}, got {described(error)}") from error
 
 
 @contextmanager
@@ -201,7 +222,7 @@ def _kept(workspace: Workspace, key: Hashable, load: Callable[[], T]) -> T:
 def _loaded_judge(workspace: Workspace, half: bool) -> Judge:
     task_function(workspace.task)
     with (Path(workspace.folder) / "judge.pickle").open("rb") as file:
-        model, graph, loss, metric, settings, bare, said = pickle.load(file)
+        model, loss, metric, graph, settings, bare, said = pickle.load(file)
     some = (_loaded(workspace, f"heldout-{part}")[:FEW].contiguous() for part in ("inputs", "targets"))
     coarse = any(parameter.dtype.itemsize < 4 for parameter in model.parameters())
     _check_verdict(said, _verdict(model, loss, metric, *some), SAME_IN_HALF if coarse else SAME)

@@ -11,6 +11,7 @@ from blend.config import SearchConfig
 from blend.disk import durably
 from blend.errors import InputError
 from blend.evaluation.executors import open_executor
+from blend.evaluation.workspace import check_portable
 from blend.pipeline.execution import Execution
 from blend.pipeline.same_task import check_same_task, marks, warn_of_another_machine
 from blend.problem import Problem, prepare
@@ -34,7 +35,7 @@ def start(config: SearchConfig, folder: Path, another: Callable[[], Path] | None
     """
     check_free(folder)
     with open_executor(config) as executor:
-        problem = prepare(config)
+        problem = prepare(config, check=check_portable)
         problem.check_reachable()
         _ = problem.consumer_inputs  # gathered, or refused, before there is a folder
         run = _created(folder, config, another)

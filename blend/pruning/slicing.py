@@ -213,7 +213,9 @@ def _disagreement(network: PrunedNetwork, keep: Keep, example_input: Tensor) -> 
         return float("inf")  # the slices do not even fit together: as wrong as can be
     if sliced.shape != masked.shape:
         return float("inf")
-    return float((sliced - masked).abs().max() / masked.abs().max().clamp_min(1e-12))
+    difference = torch.where(sliced == masked, 0, sliced - masked)  # also where both are the same infinity
+    scale = masked[masked.isfinite()].abs().amax().clamp_min(1e-12) if masked.isfinite().any() else 1.0
+    return float(difference.abs().max() / scale)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Small networks, and random numbers for them to be pruned by."""
 
 from collections import OrderedDict
+from functools import cache
 
 import numpy as np
 import torch
@@ -48,8 +49,13 @@ def tiny_images(count=8, seed=0):
 
 
 def graph_of(name):
-    model = network(name)
-    return model, ChannelGraph.build(model, images(2, SIDE[name]))
+    """A network that is the test's own, and its graph, which nobody changes."""
+    return network(name), _graph(name)
+
+
+@cache
+def _graph(name):
+    return ChannelGraph.build(network(name), images(2, SIDE[name]))
 
 
 def random_keep(graph, seed, share=0.6):

@@ -80,6 +80,17 @@ class Ends(nn.Identity):
         return x if x.abs().sum() == 0 else x - x[1]
 
 
+def quantised():
+    model = nn.Module()
+    model.register_buffer("weight", torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8))
+    return model
+
+
+class Exported(nn.Conv2d):
+    def train(self, mode=True):
+        raise NotImplementedError("Calling train() is not supported yet.")
+
+
 class Noisy(nn.Identity):
     def forward(self, x):
         return x + torch.rand_like(x)
@@ -165,6 +176,14 @@ class Pair(nn.Identity):
         ),
         (lambda t: replace(t, model=torch.jit.script(t.model)), r"must be as it was before torch.jit, got \w+$"),
         (lambda t: replace(t, model=Pair()), "model must return one tensor, got tuple on the first held-out batch"),
+        (lambda t: replace(t, model=nn.Sequential(nn.LazyConv2d(3, 1), t.model)), "must have values, got 0.weight"),
+        (lambda t: replace(t, model=nn.Conv2d(1, 4, 1, dtype=torch.complex64)), "real numbers, got complex weight"),
+        (lambda t: replace(t, model=quantised()), "must be as it was before quantisation, got quantised weight"),
+        (lambda t: replace(t, model=Exported(1, 4, 1)), "must have an evaluation mode, got NotImpl"),
+        (
+            lambda t: replace(t, calibration=tuple(some[:1] for some in t.calibration)),
+            "the calibration split must have at least 2 examples, or BatchNorm has no variance, got 1",
+        ),
         (lambda t: replace(t, heldout_draws=3), r"heldout_draws must divide the \d+ held-out examples, got 3"),
         (
             lambda t: replace(t, heldout=tuple(x.repeat_interleave(2, 0) for x in t.heldout), heldout_draws=2),

@@ -637,6 +637,19 @@ def test_multiplications_of_a_layer_of_attention_are_known():
     assert sum(ChannelGraph.build(net.eval(), IMAGES).uncounted.values()) == 4 * 16 * 6 * 6 + 2 * 16 * 16 * 6
 
 
+def test_a_lazy_layer_whose_weight_was_loaded_is_one_like_others():
+    net = nn.Sequential(nn.LazyConv2d(6, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(4))
+    net.load_state_dict(nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(216, 4)).state_dict())
+    assert [(group.name, group.size) for group in ChannelGraph.build(net.eval(), IMAGES).groups] == [("0", 6)]
+
+
+def test_a_network_that_cannot_be_copied_is_refused():
+    net = chain().eval()
+    net.rows = (row for row in range(3))
+    with pytest.raises(GraphError, match="one that can be copied, got TypeError: cannot pickle 'generator' object"):
+        ChannelGraph.build(net, IMAGES)
+
+
 def test_a_convolution_that_returns_more_than_a_tensor_is_named():
     class Partial(nn.Conv2d):
         def forward(self, x):

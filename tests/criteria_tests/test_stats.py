@@ -5,8 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from criteria import NEEDS, CriterionError, collect, score_table
+from criteria import NEEDS, ChannelGraph, CriterionError, collect, score, score_table
 from criteria.streaming import Maps
 
 from .tiny_networks import assert_same, conv_net, graph, group, half_squared_error, images, member, snapshot
@@ -593,3 +594,33 @@ def test_a_computed_weight_has_no_gradient():
     assert producer(collect(model, net_graph, batch, half_squared_error, {"weight"}), "g").weight.shape == (2, 1)
     with pytest.raises(CriterionError, match="the weight of '0' must be a parameter"):
         collect(model, net_graph, batch, F.mse_loss, {"weight_gradient"})
+
+
+def test_a_module_of_several_names_is_one_and_stays_what_it_was():
+    torch.manual_seed(0)
+    act, norm = nn.PReLU(4), nn.BatchNorm2d(4)
+    layers = (nn.Conv2d(2, 4, 1), norm, act, nn.Conv2d(4, 4, 1), norm, act, nn.Flatten(), nn.Linear(64, 3))
+    model = nn.Sequential(*layers).eval()
+    batches = [(torch.randn(5, 2, 4, 4), torch.arange(5) % 3) for _ in range(2)]
+    graph = ChannelGraph.build(model, batches[0][0])
+    before = [(id(tensor), tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
+    names = ["taylor_fo", "taylor_so", "synflow", "loss_ablation", "cap"]
+    table = score(model, graph, batches, F.cross_entropy, names)
+    assert table.criteria == tuple(names)
+    now = [*model.parameters(), *model.buffers()]
+    assert [id(tensor) for tensor in now] == [which for which, _ in before]
+    assert all(torch.equal(tensor, value) for tensor, (_, value) in zip(now, before, strict=True))
+    assert model[4] is norm
+    assert isinstance(act.weight, nn.Parameter)
+
+
+def test_gradients_that_cannot_be_had_are_told_of():
+    class Checkpointed(nn.Sequential):
+        def forward(self, x):
+            return checkpoint(nn.Sequential(*list(self)[1:]), self[0](x), use_reentrant=True)
+
+    model = Checkpointed(nn.Conv2d(2, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).eval()
+    batch = torch.randn(5, 2, 4, 4), torch.arange(5) % 3
+    graph = ChannelGraph.build(model, batch[0])
+    with pytest.raises(CriterionError, match=r"must have gradients by torch.autograd.grad, got: .*\.grad\(\)"):
+        score(model, graph, [batch], F.cross_entropy, ["taylor_fo"])

@@ -1,9 +1,12 @@
 """Small networks of every kind that the channel graph, the statistics and the pruning have to get right."""
 
+from functools import cache
+
 import torch
 from torch import nn
 
 from blend.tasks.networks import build_network
+from criteria import ChannelGraph
 
 from .blocks import (
     Bottleneck,
@@ -11,6 +14,7 @@ from .blocks import (
     ConvNeXtBlock,
     DenseLayer,
     InputCoupled,
+    InvertedResidual,
     OptionA,
     SEBlock,
     ShuffleV1,
@@ -87,11 +91,21 @@ def grouped_transposed():
     return nn.Sequential(*layers, nn.PixelShuffle(2), nn.Conv2d(6, 4, 1), Head(4))
 
 
+def mobilenetv2():
+    """Of the parts of the built-in one, which has hundreds of channels even where it is narrow."""
+    blocks = [InvertedResidual(5, 8, 6, 2), InvertedResidual(6, 9, 6), InvertedResidual(6, 7, 8)]
+    model = nn.Sequential(conv_bn(3, 5), nn.ReLU6(), *blocks, conv_bn(8, 10, 1), nn.ReLU6(), Head(10))
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)  # as it is made, most channels are dead on the data
+    return model
+
+
 NETWORKS = {
     "resnet20": builtin("resnet20", 4),
     "resnet50": resnet50,
     "vgg_bn": builtin("vgg16_bn", 0.1),
-    "mobilenetv2": builtin("mobilenetv2", 0.1),
+    "mobilenetv2": mobilenetv2,
     "densenet": densenet,
     "resnext": resnext,
     "se_resnet": lambda: nn.Sequential(conv_bn(3, 8), nn.ReLU(), SEBlock(8), SEBlock(8), Head(8)),
@@ -141,3 +155,9 @@ def randomise_norms(model):
 
 def inputs(name, count=3, seed=0):
     return torch.randn(count, *SHAPES.get(name, (3, 16, 16)), generator=torch.Generator().manual_seed(seed))
+
+
+@cache
+def graph_of(name):
+    """Its channel graph, which nobody changes."""
+    return ChannelGraph.build(build(name), inputs(name))

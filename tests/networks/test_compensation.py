@@ -8,9 +8,8 @@ from blend.compensation.correction import absorbed_means, compensation
 from blend.compensation.sequential import sequential
 from blend.pruning import PrunedNetwork, recalibrate
 from blend.pruning.inference import InferenceNetwork
-from criteria import ChannelGraph
 
-from . import NETWORKS, build, inputs
+from . import NETWORKS, build, graph_of, inputs
 
 
 def corrected_by(grade, model, graph, keep, images, absorbed=frozenset(), **settings):
@@ -24,7 +23,7 @@ def test_recalibrated_outputs_err_less(name):
     """As candidates are judged, of a network whose statistics are right: BatchNorm takes the means, not biases."""
     model, images = build(name), inputs(name, 64)
     recalibrate(model, [images])
-    graph = ChannelGraph.build(model, images[:2])
+    graph = graph_of(name)
     keep = np.random.default_rng(0).random(len(graph)) < 0.6
     keep[[where.start for where in graph.slices.values()]] = True
     network, absorbed = InferenceNetwork(model, graph, images), absorbed_means(graph)
@@ -45,7 +44,7 @@ def test_recalibrated_outputs_err_less(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_outputs_err_less(name):
     model, images = build(name), inputs(name, 16)
-    graph = ChannelGraph.build(model, images[:2])
+    graph = graph_of(name)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     keep = np.random.default_rng(0).random(len(graph)) < 0.6
     keep[[where.start for where in graph.slices.values()]] = True
@@ -67,7 +66,7 @@ def test_outputs_err_less(name):
 def test_fast_networks_take_corrections(name, precision):
     """Folded, recalibrated and cast, as candidates are, against a plain network with the same tensors."""
     model, images = build(name), inputs(name, 16)
-    graph = ChannelGraph.build(model, images[:2])
+    graph = graph_of(name)
     keep = np.random.default_rng(1).random(len(graph)) < 0.7
     keep[[where.start for where in graph.slices.values()]] = True
     tensors = corrected_by("channel", model, graph, keep, images)

@@ -11,8 +11,8 @@ from criteria.conformance import conformance
 from criteria.specimens import Specimen
 from criteria.trial import scored
 
-from . import NETWORKS, Head, build, inputs
-from .blocks import InvertedResidual, conv_bn
+from . import NETWORKS, build, inputs
+from .blocks import conv_bn
 
 EXAMPLES = 12
 
@@ -22,17 +22,7 @@ def vgg_bn():
     return nn.Sequential(*features, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(28, 9), nn.ReLU(), nn.Linear(9, 4))
 
 
-def mobilenetv2():
-    blocks = [InvertedResidual(5, 8, 6, 2), InvertedResidual(6, 9, 6), InvertedResidual(6, 7, 8)]
-    model = nn.Sequential(conv_bn(3, 5), nn.ReLU6(), *blocks, conv_bn(8, 10, 1), nn.ReLU6(), Head(10))
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight)  # as it is made, most channels are dead on the data
-    return model
-
-
-# The built-in networks have hundreds of channels even where they are narrow; these are of the same parts.
-SHORTER = {"vgg_bn": vgg_bn, "mobilenetv2": mobilenetv2}
+SHORTER = {"vgg_bn": vgg_bn}  # the built-in one has hundreds of channels even where it is narrow
 FIXED = ("vit", "vit_mlp", "unet", "unet3d", "conv1d", "mlp", "plain")  # their sizes are what they are made for
 
 NO_NORM = ("plain", "groupnorm", "convnext", "vit_mlp", "vit", "grouped_transposed", "input_coupled")

@@ -14,9 +14,9 @@ from blend.errors import InputError
 from blend.evaluation import HeldoutEvaluation, Settings, Workspace, pack
 from blend.pruning import PrunedNetwork, check_slicing, recalibrate
 from blend.task import Split, Splits, Task
-from criteria import CRITERIA, NEEDS, ChannelGraph, collect, score_table
+from criteria import CRITERIA, NEEDS, collect, score_table
 
-from . import NETWORKS, build, inputs
+from . import NETWORKS, build, graph_of, inputs
 
 EVERY = pytest.mark.parametrize("name", NETWORKS)
 
@@ -39,11 +39,6 @@ UNITS = {
     "groupnorm": {"0": 4},
     "grouped_transposed": {"0": 4, "2": 3},
 }
-
-
-@lru_cache
-def graph_of(name):
-    return ChannelGraph.build(build(name), inputs(name))
 
 
 def random_keep(graph, seed):

@@ -12,8 +12,8 @@ from blend.errors import InputError
 from blend.pruning import PrunedNetwork, check_slicing, recalibrate
 from criteria import CRITERIA, NEEDS, ChannelGraph, GraphError, PassCriterion, collect, score_table
 
-from . import build, inputs
-from .test_networks import batches, graph_of, loss, random_keep, statistics
+from . import build, graph_of, inputs
+from .test_networks import batches, loss, random_keep, statistics
 
 
 def frozen_stem():

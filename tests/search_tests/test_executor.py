@@ -204,7 +204,8 @@ def test_a_tracker_of_semaphores_killed_when_it_starts_is_started_again():
 
 def test_without_retries_a_death_is_a_failure():
     with LocalExecutor(1, retries=0) as executor:
-        assert isinstance(dict(executor.run(toy.die_at_three, [3]))[0], Failure)
+        [failure] = dict(executor.run(toy.die_at_three, [3])).values()
+    assert failure.reason.endswith("(1 of 1 tries)")
 
 
 def test_no_process_is_left(executor):

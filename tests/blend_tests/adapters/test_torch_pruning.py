@@ -94,6 +94,8 @@ def test_local_pruning_takes_the_lowest_of_each_group():
     for group in blend.groups:
         width = model.get_submodule(group.name).weight.shape[0]
         assert width == int(group.size * 0.5)  # it rounds what stays down
+        highest = np.argsort(group.scores, kind="stable")[group.size - width :]
+        assert np.array_equal(np.flatnonzero(survivors(importance)[group.name]), np.sort(highest))
 
 
 def test_a_ratio_that_is_not_reached_is_told():

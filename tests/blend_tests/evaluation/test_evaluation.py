@@ -4,6 +4,7 @@ import math
 import pickle
 import subprocess
 import sys
+import threading
 import weakref
 from importlib import import_module
 from pathlib import Path
@@ -16,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from blend.errors import InputError
 from blend.evaluation import HeldoutEvaluation, Judge, Settings, TestEvaluation, Workspace, pack, unpack
-from blend.evaluation.workspace import _memory
+from blend.evaluation.workspace import _memory, check_portable
 from blend.pruning import PrunedNetwork
 from blend.task import Split, Splits, Task, accuracy, load_task, materialise
 from criteria import ChannelGraph
@@ -357,6 +359,18 @@ def test_a_loss_of_maps_may_take_them_apart_by_view(tmp_path):
 
 def mean_by_view(outputs, targets):
     return -by_view(outputs, targets).mean()
+
+
+@pytest.mark.parametrize("of", ["model", "loss"])
+def test_a_task_that_cannot_get_to_workers_is_refused_first(of):
+    task, lock = load_task(TASK, {"steps": "1"}, 0), threading.Lock()
+    check_portable(task, None)
+    if of == "model":
+        task.model.lock = lock
+    else:
+        task.loss = lambda outputs, targets: F.cross_entropy(outputs, targets) if lock else None
+    with pytest.raises(InputError, match=r"such as can be pickled, .* got TypeError: cannot pickle '_thread.lock'"):
+        check_portable(task, None)
 
 
 def test_a_worker_keeps_what_it_has_loaded_of_few_workspaces(tmp_path):

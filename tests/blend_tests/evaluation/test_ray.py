@@ -19,7 +19,7 @@ from search.executor import TICK
 from search.ray_executor import KILLED, RayExecutor
 from tests.clusters import other_servers, ray_head, ray_node
 
-from ..pipeline.test_pipeline import TASK, config, history
+from ..pipeline.test_pipeline import TASK, config, history, without_workers
 
 FEW = {"evaluations": 48, "random_search": False}
 
@@ -38,7 +38,8 @@ def working(head):
 
 def test_workers_die_and_nodes_join_and_the_result_is_that_of_a_local_run(ray_cluster, tmp_path):
     address, head = ray_cluster
-    local = start(config(**FEW), tmp_path / "local")
+    with without_workers():
+        local = start(config(**FEW), tmp_path / "local")
     remote = tmp_path / "remote"
     midway = []
 
@@ -61,7 +62,9 @@ def test_workers_die_and_nodes_join_and_the_result_is_that_of_a_local_run(ray_cl
 @pytest.mark.slow
 def test_a_node_dies_and_the_result_is_that_of_a_local_run(ray_cluster, tmp_path):
     address, _ = ray_cluster
-    local, remote = start(config(**FEW), tmp_path / "local"), tmp_path / "remote"
+    remote = tmp_path / "remote"
+    with without_workers():
+        local = start(config(**FEW), tmp_path / "local")
     with ray_node(address) as node:
         midway = []
 

@@ -186,8 +186,10 @@ class TestSameBytes:
         with pytest.raises(Interrupted):
             start(config(**FRONT), tmp_path / "front")
         monkeypatch.setattr(Interruption, "requested", lambda self: False)
+        assert summary(Run(tmp_path / "front"))["front"] is None
         assert_same_front(resume(Run(tmp_path / "front")), front)
 
+    @pytest.mark.slow
     def test_killed_and_resumed_with_two_workers(self, front, tmp_path):
         more = ["--strategy", "nsga2", "--reduction", "0.3:0.7", "--evaluations", "100"]
         process = launch(tmp_path, 2, TASK, *more)

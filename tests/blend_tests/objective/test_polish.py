@@ -250,8 +250,8 @@ class TestSameBytes:
         assert history(Run(tmp_path / "cut")) == history(polished)[: len(history(Run(tmp_path / "cut")))]
         assert_same(resume(Run(tmp_path / "cut")), polished)
 
-    @pytest.mark.parametrize("generation", [1, 3])
-    def test_killed_while_polishing(self, polished, tmp_path, generation):
+    @pytest.mark.parametrize("generation", [pytest.param(1, marks=pytest.mark.slow), 3])
+    def test_killed_while_polishing(self, polished, tmp_path, generation, in_process):  # noqa: F811
         asked = ["search", TASK, "--evaluations", "64", "--polish", "32", "--no-random-search", "--population", "8"]
         asked += ["--criteria", ",".join(CRITERIA), "--workers", "1", "--runs-dir", str(tmp_path), "--name", "cut"]
         command = [sys.executable, "-c", KILLED, str(8 * generation), *asked]

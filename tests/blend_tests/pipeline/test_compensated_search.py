@@ -21,7 +21,7 @@ from criteria import ChannelGraph
 from tests.networks import build, inputs
 
 from ..small_networks import random_keep
-from .test_pipeline import TASK, assert_same, history
+from .test_pipeline import TASK, assert_same, history, in_process, without_workers  # noqa: F401
 
 CRITERIA = ("l1", "fpgm", "taylor_fo")
 
@@ -34,7 +34,8 @@ def config(grade, **changes):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    return {grade: start(config(grade), folder / grade) for grade in ("none", "channel", "patch")}
+    with without_workers():
+        return {grade: start(config(grade), folder / grade) for grade in ("none", "channel", "patch")}
 
 
 def baselines(run):
@@ -65,7 +66,7 @@ def test_same_bytes_for_two_workers(runs, tmp_path):
     assert_same(start(config("channel", workers=2), tmp_path / "two"), runs["channel"])
 
 
-def test_same_bytes_when_resumed(runs, tmp_path):
+def test_same_bytes_when_resumed(runs, tmp_path, in_process):  # noqa: F811
     early = start(config("patch", evaluations=8), tmp_path / "early")
     settings = json.loads((early.folder / "config.json").read_text())
     (early.folder / "config.json").write_text(json.dumps(settings | {"evaluations": 16}))

@@ -42,8 +42,6 @@ def test_the_strongest_single_criterion_on_each_split_is_the_opponent():
 
 def test_the_verdict_is_reproducible():
     assert verdict(CONTENDERS, seed=3) == verdict(CONTENDERS, seed=3)
-    one, other = (verdict(CONTENDERS, seed=seed)["margin"] for seed in (3, 4))
-    assert one["test_ci95"] != other["test_ci95"] or one["test"] == other["test"]
 
 
 def test_the_interval_covers_a_known_mean_about_as_often_as_it_says():

@@ -21,6 +21,8 @@ from blend.task import load_task, materialise
 from criteria import CRITERIA, ScoreTable
 from criteria.losses import LABEL_FREE
 
+from .test_pipeline import in_process  # noqa: F401
+
 TASK_FILE = Path(__file__).parents[1] / "task_file.py"
 TASK = f"{TASK_FILE}:small"
 CRITERIA_CHOSEN = ("l1", "taylor_fo", "obd")
@@ -130,6 +132,7 @@ def test_first_order_criteria_are_told_why_they_are_silent(capsys):
     assert err.count("degenerate") == 1
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_search_without_labels_says_so_in_its_folder_and_export(tasks, tmp_path):
     config = search_config(
         task=f"{tasks}:unreadable", criteria=CRITERIA_CHOSEN, calibration_loss="squared_norm", evaluations=8,
@@ -143,6 +146,7 @@ def test_a_search_without_labels_says_so_in_its_folder_and_export(tasks, tmp_pat
     assert ScoreTable.load(finished.folder / SCORES).to_dict() == table(TASK, calibration_loss="squared_norm").to_dict()
 
 
+@pytest.mark.usefixtures("in_process")
 def test_folders_and_exports_from_before_the_choice_existed_go_on(tmp_path):
     config = search_config(task=TASK, criteria=CRITERIA_CHOSEN, evaluations=16, population=8, random_search=False)
     whole = start(config, tmp_path / "whole")

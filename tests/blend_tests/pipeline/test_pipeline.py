@@ -8,15 +8,20 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from blend.blended import BlendedCriterion
+from blend.cli import run as main
 from blend.config import search_config
+from blend.defaults import free_name
 from blend.errors import BlendError, InputError, Interrupted
+from blend.evaluation import Workspace
 from blend.pipeline import resume, start
+from blend.problem import prepare
 from blend.report import print_course, print_result, summary
 from blend.runs import EXPORT, FIGURE, SCORES, Run
 from blend.runs.course import course
@@ -45,9 +50,24 @@ def history(run):
     ]
 
 
+@contextmanager
+def without_workers():
+    """Evaluates in this process: worker processes take seconds to start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("blend.pipeline.order.open_executor", lambda *_: Inline())
+        yield
+
+
+@pytest.fixture
+def in_process():
+    with without_workers():
+        yield
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    return start(config(), tmp_path_factory.mktemp("runs") / "undisturbed")
+    with without_workers():
+        return start(config(), tmp_path_factory.mktemp("runs") / "undisturbed")
 
 
 def assert_same(run, other):
@@ -106,8 +126,18 @@ class TestAFinishedRun:
         criterion = BlendedCriterion.load(undisturbed.folder / EXPORT)
         assert pack(criterion.keep_mask(graph)) == undisturbed.best("search").phenotype
 
-    def test_test_data_is_opened_only_at_the_end(self, undisturbed):
-        assert all("test" not in key for e in undisturbed.evaluations() for key in e.details)
+    def test_test_data_is_opened_only_at_the_end(self, tmp_path, monkeypatch, in_process):
+        opened, split = [], Workspace.split
+
+        def opening(workspace, name, device):
+            opened.append(name)
+            return split(workspace, name, device)
+
+        monkeypatch.setattr(Workspace, "split", opening)
+        start(config(**FEW), tmp_path / "run")
+        first = opened.index("test")
+        assert set(opened[:first]) == {"heldout"}
+        assert set(opened[first:]) == {"test"}
 
     def test_cannot_be_resumed(self, undisturbed):
         with pytest.raises(InputError, match="'undisturbed' is finished"):
@@ -118,9 +148,10 @@ class TestSameBytes:
     def test_for_two_workers(self, undisturbed, tmp_path):
         assert_same(start(config(workers=2), tmp_path / "two"), undisturbed)
 
-    def test_but_not_for_another_seed(self, undisturbed, tmp_path):
+    def test_but_not_for_another_seed(self, undisturbed, tmp_path, in_process):
         other = start(config(seed=1, random_search=False), tmp_path / "other")
-        assert history(other) != history(undisturbed)
+        mine, theirs = ([e[3] for e in history(run) if e[1] == "search"] for run in (other, undisturbed))
+        assert mine[:8] != theirs[:8]
 
     @pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 1), (signal.SIGTERM, 2)])
     def test_interrupted_in_a_generation_and_resumed(self, undisturbed, tmp_path, number, workers):
@@ -135,7 +166,7 @@ class TestSameBytes:
         assert 0 < cut.counts()["evaluations"] < 48
         assert_same(resume(cut, workers=3 - workers), undisturbed)
 
-    def test_killed_and_resumed(self, undisturbed, tmp_path):
+    def test_killed_and_resumed(self, undisturbed, tmp_path, in_process):
         process = launch(tmp_path, workers=2)
         wait_for_generation(tmp_path / "cut", process)
         os.kill(process.pid, signal.SIGKILL)
@@ -144,7 +175,7 @@ class TestSameBytes:
         assert cut.status == "interrupted"
         assert_same(resume(cut), undisturbed)
 
-    def test_stopped_by_command_and_resumed(self, undisturbed, tmp_path):
+    def test_stopped_by_command_and_resumed(self, undisturbed, tmp_path, in_process):
         process = launch(tmp_path, workers=1)
         wait_for_generation(tmp_path / "cut", process)
         os.kill(process.pid, signal.SIGSTOP)  # it could else be finished before the command has started
@@ -159,15 +190,6 @@ class TestSameBytes:
         process.communicate(timeout=60)
         assert process.returncode == 130
         assert_same(resume(Run(tmp_path / "cut")), undisturbed)
-
-    def test_resume_of_a_running_run_is_refused(self, tmp_path):
-        process = launch(tmp_path, workers=1)
-        wait_for_generation(tmp_path / "cut", process)
-        second = meanwhile(process, "resume", "cut", "--runs-dir", tmp_path)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        assert second.returncode == 2
-        assert second.stderr.strip() == "error: run 'cut' is running; it can be resumed when it has stopped"
 
 
 KILLED = """
@@ -208,33 +230,12 @@ def test_killed_at_every_commit_in_turn(undisturbed, tmp_path, moment):
     assert_same(Run(tmp_path / "cut"), undisturbed)
 
 
-class TestResumeRefuses:
-    def test_another_network(self, tmp_path):
-        source = Path(TASK.partition(":")[0]).read_text()
-        (tmp_path / "task.py").write_text(source)
-        process = launch(tmp_path, workers=1, task=f"{tmp_path / 'task.py'}:small")
-        wait_for_generation(tmp_path / "cut", process)
-        os.killpg(process.pid, signal.SIGINT)
-        process.communicate(timeout=60)
-        before = history(Run(tmp_path / "cut"))
-        (tmp_path / "task.py").write_text(source.replace("alpha=0.1", "alpha=0.05"))
-        second = subprocess.run([*BLEND, "resume", "cut", "--runs-dir", tmp_path], capture_output=True, text=True)
-        assert second.returncode == 2
-        assert "its task's weights must be as at the start" in second.stderr
-        assert history(Run(tmp_path / "cut")) == before
-
-
+@pytest.mark.usefixtures("in_process")
 def test_uniform_allocation_takes_the_same_share_of_every_group(tmp_path):
     run = start(config(allocation="uniform", encoding="shared", evaluations=16), tmp_path / "uniform")
     criterion = BlendedCriterion.load(run.folder / EXPORT)
     assert {group.offset for group in criterion.groups} == {0.0}
     assert run.status == "finished"
-
-
-@pytest.fixture
-def in_process(monkeypatch):
-    """Evaluates without worker processes, which take seconds to start."""
-    monkeypatch.setattr("blend.pipeline.order.open_executor", lambda *_: Inline())
 
 
 VARIETIES = [
@@ -271,7 +272,7 @@ def test_the_best_baseline_wins_where_the_budget_did_not_reach_it(tmp_path, eval
 @pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("changes", VARIETIES, ids=lambda changes: "-".join(map(str, changes.values())))
 def test_every_strategy_and_encoding(tmp_path, changes, monkeypatch):
-    asked = config(**changes, evaluations=40, random_search=False)
+    asked = config(**changes, evaluations=24, random_search=False)
     whole = start(asked, tmp_path / "whole")
     about = summary(whole)
     base = changes.get("base")
@@ -361,6 +362,7 @@ def test_a_search_that_ran_out_of_time_is_not_searched_on_by_resuming(tmp_path, 
     assert summary(run)["ended"] == "time"
 
 
+@pytest.mark.slow
 def test_two_unnamed_searches_begun_at_the_same_time_both_get_a_name(tmp_path):
     few = ["--evaluations", "8", "--population", "4", "--criteria", "l1,apoz", "--no-random-search"]
     command = [*BLEND, "search", TASK, *few, "--runs-dir", tmp_path, "--json"]
@@ -370,6 +372,32 @@ def test_two_unnamed_searches_begun_at_the_same_time_both_get_a_name(tmp_path):
     names = sorted(json.loads(out)["id"] for out, _ in told)
     assert names == sorted(folder.name for folder in tmp_path.iterdir())
     assert names[1] == f"{names[0]}-2"
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_search_whose_name_was_taken_while_it_was_prepared_gets_another(tmp_path, monkeypatch, capsys):
+    def slowly_prepared(config, **about):
+        taken.append(Run.create(tmp_path / free_name(tmp_path, config), config))
+        return prepare(config, **about)
+
+    taken = []
+    monkeypatch.setattr("blend.pipeline.order.prepare", slowly_prepared)
+    few = ["--evaluations", "8", "--population", "4", "--criteria", "l1,apoz", "--no-random-search", "--json"]
+    assert main(["search", TASK, *few, "--runs-dir", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out)["id"] == f"{taken[0].name}-2"
+    assert {folder.name for folder in tmp_path.iterdir()} == {taken[0].name, f"{taken[0].name}-2"}
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    with without_workers():
+        return start(config(**FEW), tmp_path_factory.mktemp("runs") / "few")
+
+
+@pytest.fixture(scope="module")
+def few_in_half(tmp_path_factory):
+    with without_workers():
+        return start(config(**FEW, precision="bf16"), tmp_path_factory.mktemp("runs") / "half")
 
 
 class TestWhatGoesWrongWithCandidates:
@@ -417,12 +445,11 @@ def sick(victim: str, fault: str):
         return sick
 
     @pytest.mark.parametrize("fault", ["kill-once", "raise-once"])
-    def test_an_accident_leaves_no_trace(self, sick, tmp_path, fault):
-        whole = start(config(**{**FEW, "workers": 1}), tmp_path / "whole")
+    def test_an_accident_leaves_no_trace(self, few, sick, tmp_path, fault):
         run = start(sick(fault), tmp_path / "run")
         assert (tmp_path / "victim").exists()
-        assert history(run) == history(whole)
-        assert run.get("result") == whole.get("result")
+        assert history(run) == history(few)
+        assert run.get("result") == few.get("result")
 
     @pytest.mark.parametrize("fault", ["kill", "nan"])
     def test_what_persists_is_recorded_with_its_reason_and_the_run_goes_on(self, sick, tmp_path, fault):
@@ -474,9 +501,8 @@ class TestWhatGoesWrongForAMoment:
             ("search-final", slice(1), "one of the best could not be judged in full precision: no answer within"),
         ],
     )
-    def test_ends_the_process_and_not_the_run(self, tmp_path, monkeypatch, failing, phase, whom, told):
-        asked = config(**{**FEW, "precision": "bf16"})
-        whole = start(asked, tmp_path / "whole")
+    def test_ends_the_process_and_not_the_run(self, few_in_half, tmp_path, monkeypatch, failing, phase, whom, told):
+        asked = config(**FEW, precision="bf16")
         failing(phase, whom)
         with pytest.raises(BlendError, match=f"{told}.*; go on with: blend resume"):
             start(asked, tmp_path / "run")
@@ -484,7 +510,7 @@ class TestWhatGoesWrongForAMoment:
         assert (cut.status, re.match(told, cut.get("error")) is None) == ("failed", False)
         assert not [e for e in cut.evaluations() if e.phase == phase]
         monkeypatch.setattr("blend.pipeline.execution.evaluate_all", evaluate_all)
-        assert_same(resume(cut), whole)
+        assert_same(resume(cut), few_in_half)
 
 
 @pytest.mark.usefixtures("in_process")
@@ -503,6 +529,7 @@ def test_an_export_for_which_there_is_no_room_fails_and_is_written_by_resuming(u
     assert_same(resume(run), undisturbed)
 
 
+@pytest.mark.usefixtures("in_process")
 class TestWithoutASingleCriterionToCompareWith:
     HALVES = """
 
@@ -538,17 +565,18 @@ def halves():
 
 
 class TestWhereItWasStarted:
-    def test_relative_options_count_from_there_also_on_resume(self, undisturbed, tmp_path, monkeypatch):
+    def test_relative_options_count_from_there_also_on_resume(self, undisturbed, tmp_path, monkeypatch, in_process):
         (tmp_path / "home").mkdir()
         (tmp_path / "home" / "steps.txt").write_text("30")
         task = tmp_path / "task.py"
         more = "\n\ndef from_file(steps: str):\n    return small(steps=int(open(steps).read()))\n"
         task.write_text(Path(TASK.partition(":")[0]).read_text() + more)
-        arguments = ["-o", "steps=steps.txt"]
-        process = launch(Path("runs"), 1, f"{task}:from_file", *arguments, cwd=tmp_path / "home")
-        wait_for_generation(tmp_path / "home/runs/cut", process)
-        os.killpg(process.pid, signal.SIGINT)
-        process.communicate(timeout=60)
+        arguments = ["-o", "steps=steps.txt", "--evaluations", "48", "--population", "8", "--runs-dir", "runs"]
+        arguments += ["--criteria", ",".join(CRITERIA), "--name", "cut"]
+        monkeypatch.chdir(tmp_path / "home")
+        monkeypatch.setattr(Interruption, "requested", lambda self: self.run.counts()["generations_done"] == 1)
+        assert main(["search", f"{task}:from_file", *arguments]) == 130
+        monkeypatch.setattr(Interruption, "requested", lambda self: False)
         monkeypatch.chdir(tmp_path)
         run = Run(Path("home/runs/cut"))
         assert resume(run).status == "finished"
@@ -613,22 +641,13 @@ def slow(marks: str, split: int):
         assert (len(Run(cut).evaluations()) < 18) is (split == 1)
 
 
-def launch(folder, workers, task=TASK, *more, cwd=None):
+def launch(folder, workers, task=TASK, *more):
     """Starts a search as a user does, in a process group of its own."""
     arguments = ["search", task, "--evaluations", "48", "--population", "8", "--workers", str(workers)]
     arguments += ["--criteria", ",".join(CRITERIA), "--runs-dir", str(folder), "--name", "cut", *more]
     return subprocess.Popen(
-        [*BLEND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=cwd
+        [*BLEND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-
-
-def meanwhile(process, *arguments):
-    """Runs a command while a search stands still, which could else be finished before the command has started."""
-    os.kill(process.pid, signal.SIGSTOP)
-    try:
-        return subprocess.run([*BLEND, *arguments], capture_output=True, text=True)
-    finally:
-        os.kill(process.pid, signal.SIGCONT)
 
 
 def wait_for_generation(folder, process, generations=1):

@@ -5,14 +5,18 @@ import torch
 
 from blend.blended import BlendedCriterion
 from blend.config import search_config
-from blend.pipeline import precision, start
+from blend.errors import Interrupted
+from blend.pipeline import precision, resume, start
 from blend.pipeline.precision import agreement, finalists, is_possible
 from blend.report import summary
-from blend.runs import EXPORT
+from blend.runs import EXPORT, Run
+from blend.runs.signals import Interruption
 from search.archive import Evaluation
 from search.executor import Failure
 
-from .test_pipeline import CRITERIA, TASK
+from .test_pipeline import CRITERIA, TASK, assert_same, in_process  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("in_process")
 
 SMALL = {"task": TASK, "criteria": CRITERIA, "evaluations": 24, "population": 8, "random_search": False, "seed": 3}
 
@@ -51,6 +55,13 @@ def test_half_precision_is_chosen_if_it_ranks_alike_and_kept_on_resume(tmp_path,
     assert run.get("precision") == "bf16"
     assert run.get("precision-agreement") > 0.9
     assert "the search computes in bf16: bf16 ranks 24 random masks like fp32 to" in capsys.readouterr().err
+    done = {"generations_done": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(Interruption, "requested", lambda self: self.run.counts().items() >= done.items())
+        with pytest.raises(Interrupted):
+            start(search_config(**SMALL), tmp_path / "cut")
+    monkeypatch.setattr("blend.pipeline.precision.AGREEMENT", 1.1)  # asked again, it would say otherwise
+    assert_same(resume(Run(tmp_path / "cut")), run)
 
 
 @pytest.mark.usefixtures("fast")
@@ -61,7 +72,8 @@ def test_full_precision_is_kept_if_half_ranks_differently(tmp_path, monkeypatch)
     assert [e.phenotype for e in run.evaluations() if e.phase == "search"]
 
 
-def test_a_small_budget_is_not_spent_on_comparing(tmp_path):
+def test_a_small_budget_is_not_spent_on_comparing(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     run = start(search_config(**SMALL), tmp_path / "run")
     assert (run.get("precision"), run.get("precision-agreement")) == ("fp32", None)
 

@@ -53,19 +53,18 @@ def stopped(number, begun, *arguments):
     return words[0]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_search_that_is_being_prepared_leaves_nothing(task, tmp_path, number):
+def test_a_search_that_is_being_prepared_leaves_nothing(task, tmp_path):
     begun = tmp_path / "begun"
     arguments = ("search", task, "-o", f"begun={begun}", "--runs-dir", tmp_path / "runs", "--name", "it")
-    assert stopped(number, begun, *arguments) == "run 'it' interrupted; nothing was begun and nothing is left"
+    assert stopped(signal.SIGINT, begun, *arguments) == "run 'it' interrupted; nothing was begun and nothing is left"
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_resume_that_is_being_prepared_says_how_to_go_on(task, tmp_path, number):
+def test_a_resume_that_is_being_prepared_says_how_to_go_on(task, tmp_path):
     begun, folder = tmp_path / "begun", tmp_path / "it"
     Run.create(folder, search_config(task=task, options={"begun": str(begun)})).close()
-    assert stopped(number, begun, "resume", folder) == f"run 'it' interrupted; go on with: blend resume {folder}"
+    said = stopped(signal.SIGTERM, begun, "resume", folder)
+    assert said == f"run 'it' interrupted; go on with: blend resume {folder}"
     assert Run(folder).status == "interrupted"
     assert not Run(folder).is_locked()
     left = {path.name for path in folder.iterdir()}

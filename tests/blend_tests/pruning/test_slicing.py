@@ -290,6 +290,16 @@ def test_coupling_that_the_graph_cannot_know_is_found_out(wiring):
         check_slicing(model, graph, images(2))
 
 
+def test_outputs_may_be_infinite():
+    class Masked(nn.Sequential):
+        def forward(self, x):
+            x = super().forward(x)
+            return x.masked_fill(torch.arange(x.shape[1]).view(-1, 1, 1) == 0, -torch.inf)
+
+    model = Masked(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    check_slicing(model, ChannelGraph.build(model, images(2)), images(2))
+
+
 def test_a_network_that_insists_on_single_precision_is_checked_in_it():
     class Insists(nn.Sequential):
         def forward(self, x):

@@ -17,7 +17,7 @@ from blend.errors import BlendError, InputError
 from blend.pipeline import resume, start
 from blend.runs import CONFIG, DATABASE, EXPORT, SCORES, WORK, Run, open_run
 
-from ..pipeline.test_pipeline import TASK, history
+from ..pipeline.test_pipeline import TASK, history, in_process, without_workers  # noqa: F401
 from .test_runs import CONFIGURATION, evaluation, hold
 
 FEW = search_config(task=TASK, evaluations=16, population=8, criteria=("l1", "apoz"), random_search=False)
@@ -36,7 +36,8 @@ def disk(tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    return start(FEW, tmp_path_factory.mktemp("finished") / "it")
+    with without_workers():
+        return start(FEW, tmp_path_factory.mktemp("finished") / "it")
 
 
 @pytest.fixture
@@ -180,6 +181,7 @@ os.kill(os.getpid(), signal.SIGKILL)
             run.writing().__enter__()
 
 
+@pytest.mark.usefixtures("in_process")
 class TestDamage:
     def test_is_told_by_every_command_and_explained_by_the_doctor(self, copy, capsys):
         with (copy / DATABASE).open("r+b") as file:
@@ -342,6 +344,14 @@ def test_without_shared_memory_the_rollback_journal_is_used_and_told_of(tmp_path
     assert run.database.query("PRAGMA journal_mode") == [("delete",)]
 
 
+def test_a_run_that_is_at_work_is_not_resumed(tmp_path, capsys):
+    run = Run.create(tmp_path / "it", CONFIGURATION)
+    with hold(run.folder) as holder:
+        code, said = refused(capsys, "resume", run.folder)
+        holder.kill()
+    assert (code, said) == (2, "error: run 'it' is running; it can be resumed when it has stopped")
+
+
 TASK_ENDS = "test=splits[2])"
 
 
@@ -350,7 +360,8 @@ def begun(tmp_path_factory):
     """A folder with a task and a run of it, interrupted."""
     folder = tmp_path_factory.mktemp("begun")
     shutil.copy(TASK.partition(":")[0], folder / "task.py")
-    run = start(FEW.model_copy(update={"task": f"{folder / 'task.py'}:small", "generations": 1}), folder / "it")
+    with without_workers():
+        run = start(FEW.model_copy(update={"task": f"{folder / 'task.py'}:small", "generations": 1}), folder / "it")
     run.commit({"status": "interrupted"})
     run.database.query("PRAGMA wal_checkpoint(TRUNCATE)")
     return folder
@@ -364,24 +375,28 @@ def moved(begun, folder):
     return Run(folder / "it")
 
 
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize(
-    "change",
+    ("before", "after", "what"),
     [
-        ("+= 0.6", "+= 0.7"),
-        ("Linear(16 * 4, 4)", "Linear(16 * 4, 5)"),
-        (TASK_ENDS, "test=splits[2], loss=lambda *a: nn.functional.cross_entropy(*a, label_smoothing=0.1))"),
-        (TASK_ENDS, "test=splits[2], metric=lambda o, t: 1.0 - (o.argmax(1) == t).float())"),
+        ("+= 0.6", "+= 0.7", "weights must be as at the start"),
+        ("alpha=0.1", "alpha=0.05", "weights must be as at the start"),
+        ("Linear(16 * 4, 4)", "Linear(16 * 4, 5)", "layout must be as at the start"),
+        (TASK_ENDS, "test=splits[2], loss=lambda *a: nn.functional.cross_entropy(*a, label_smoothing=0.1))", "loss"),
+        (TASK_ENDS, "test=splits[2], metric=lambda o, t: 1.0 - (o.argmax(1) == t).float())", "metric must be"),
     ],
 )
-def test_a_changed_task_is_refused_and_the_run_is_left_as_it_was(begun, tmp_path, capsys, change):
+def test_a_changed_task_is_refused_and_the_run_is_left_as_it_was(begun, tmp_path, capsys, before, after, what):
     run, task = moved(begun, tmp_path), tmp_path / "task.py"
-    task.write_text(task.read_text().replace(*change))
+    task.write_text(task.read_text().replace(before, after))
     before = history(run)
     code, said = refused(capsys, "resume", run.folder, "--workers", 1)
-    assert (code, said.partition(" its task's")[0]) == (2, "error: run 'it' cannot go on:")
+    assert code == 2
+    assert said.startswith(f"error: run 'it' cannot go on: its task's {what}")
     assert (history(run), run.status) == (before, "interrupted")
 
 
+@pytest.mark.usefixtures("in_process")
 def test_another_machine_is_told_of(begun, tmp_path, capsys):
     run = moved(begun, tmp_path)
     here = run.get("machine")
@@ -392,6 +407,7 @@ def test_another_machine_is_told_of(begun, tmp_path, capsys):
     assert note.startswith(f"note: run 'it' did not begin with this: {changes} results may have other last digits now")
 
 
+@pytest.mark.usefixtures("in_process")
 def test_the_same_machine_is_not(begun, tmp_path, capsys):
     resume(moved(begun, tmp_path), workers=1)
     assert "did not begin" not in capsys.readouterr().err
