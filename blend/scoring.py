@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -174,7 +175,8 @@ def scored_by(
     batches: Iterable[tuple[Tensor, Tensor]] = splits.calibration.batches(config.batch_size)
     loss, name = on_cpu(task.loss), config.calibration_loss
     metric = on_cpu(task.metric) if name == "task" else None
-    with reproducibly(), visiting(task.model, config.device) as network, _bars() as on_step:
+    copied = copy.deepcopy(task.model)  # with what it keeps of a pass, graphs for gradients would stay
+    with reproducibly(), visiting(copied, config.device) as network, _bars() as on_step:
         if name != "task":
             loss, batches = label_free(name, network, batches)
         table = score(

@@ -56,24 +56,27 @@ def refused(capsys, *arguments, code=2):
     return err.strip().splitlines()[-1].removeprefix("error: ")
 
 
-@pytest.mark.parametrize("written", ["cap:patches=True", "cap:ridge=0.01"])
-def test_a_criterion_may_be_written_in_another_way(capsys, tmp_path, written):
+@pytest.mark.parametrize(("written", "recorded"), [("cap:patches=True", "cap:patches=true"), ("cap:ridge=0.01", "cap")])
+def test_a_criterion_may_be_written_in_another_way(capsys, tmp_path, written, recorded):
     prune(capsys, written, TASK, "--out", tmp_path / "smaller")
-    assert json.loads((tmp_path / "smaller" / RECORD).read_text())["criterion"]["name"] == written
+    assert json.loads((tmp_path / "smaller" / RECORD).read_text())["criterion"]["name"] == recorded
     prune(capsys, written, TASK, "--out", tmp_path / "in-steps", "--iterative", "2")
 
 
-def test_the_network_may_keep_what_it_makes(capsys, tmp_path):
+@pytest.mark.parametrize(("at_first", "keeps"), [("None", "self.kept = made"), ("[]", "self.kept.append(made)")])
+def test_the_network_may_keep_what_it_makes(capsys, tmp_path, at_first, keeps):
     source = Path(TASK.partition(":")[0]).read_text()
-    keeping = source.replace("self.head(self.features(x).flatten(1))", "self.head(self.keep(x).flatten(1))") + """
+    keeping = source.replace("self.head(self.features(x).flatten(1))", "self.head(self.keep(x).flatten(1))") + f"""
 
 def keep(self, x):
-    self.kept = self.features(x)
-    return self.kept
+    made = self.features(x)
+    {keeps}
+    return made
 
-SmallNetwork.keep = keep
+SmallNetwork.keep, SmallNetwork.kept = keep, []
 """
-    (tmp_path / "keeping.py").write_text(keeping.replace("    return Task(", "    model.kept = None\n    return Task("))
+    begun = f"    model.kept = {at_first}\n    return Task("
+    (tmp_path / "keeping.py").write_text(keeping.replace("    return Task(", begun))
     task = f"{tmp_path / 'keeping.py'}:small"
     prune(capsys, "taylor_fo", task, "--out", tmp_path / "smaller")
     assert run(["compare", task, "--criteria", "l1,taylor_fo"]) == 0
