@@ -54,6 +54,7 @@ class LocalExecutor(Executor):
     What goes wrong with an item (its worker dies or is killed, it takes too long, it raises) is first taken for an
     accident: when all others are done the item is run again, alone, so that neither a neighbour's memory nor its load
     can be the reason, and in another process. Only an item that goes wrong again and again is a `Failure`.
+    A process that can run no item is replaced; where that goes on, it ends the run.
 
     A single worker is a process, too, so that crashes, signals and results are the same for 1 and N. The processes
     start with the first items, if not before, and stay warm between runs, so functions may cache what they load; one
