@@ -339,7 +339,7 @@ def test_onnx_that_computes_something_else_is_refused(capsys, tmp_path, monkeypa
 def test_onnx_says_what_to_install(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("blend.pruned.onnx_export.find_spec", lambda name: None)
     told = refused(capsys, "l1", TASK, "--out", tmp_path / "out", "--onnx")
-    assert told == "--onnx needs the package onnx: pip install 'blend-pruning[onnx]'"
+    assert told == "--onnx needs the package onnx; this package's extra 'onnx' installs it"
 
 
 class TwoNames(nn.Module):
