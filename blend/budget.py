@@ -143,8 +143,8 @@ def without_first(
 ) -> Keep:
     """Removes the first blocks of some until a reduction is reached, and gives back which it holds without.
 
-    The last removed are offered their place first, and of each group only until one has to stay removed: what is left
-    of it costs as much or more.
+    The last removed are offered their place first, and of each group only until one has to stay removed: the lowest
+    scores always go.
 
     Args:
         graph: The channel graph.
@@ -156,15 +156,9 @@ def without_first(
     Raises:
         InputError: If that is not reached without all of them.
     """
-
-    def keep_without(blocks: int) -> Keep:
-        keep = np.ones(len(graph), dtype=bool)
-        keep[order[: ends[blocks]]] = False
-        return keep
-
-    check_reachable(cost.reduction(keep_without(len(ends) - 1)), reduction, cost)
-    count = bisect_left(range(len(ends)), reduction, key=lambda blocks: cost.reduction(keep_without(blocks)))
-    keep = keep_without(count)
+    check_reachable(cost.reduction(_without(graph, order)), reduction, cost)
+    count = bisect_left(ends, reduction, key=lambda end: cost.reduction(_without(graph, order[:end])))
+    keep = _without(graph, order[: ends[count]])
     group_of = np.repeat(np.arange(len(graph.groups)), [group.size for group in graph.groups])
     spent: set[int] = set()
     for last in range(count, 0, -1):
@@ -181,9 +175,7 @@ def without_first(
 
 def is_reachable(graph: ChannelGraph, scores: Scores, reduction: float, cost: Cost, floor: Mapping[str, int]) -> bool:
     """Whether removing all that the scores and floors allow is enough for a reduction."""
-    keep = np.ones(len(graph), dtype=bool)
-    keep[_removal_order(graph, scores, floor)] = False
-    return cost.reduction(keep) >= reduction
+    return cost.reduction(_without(graph, _removal_order(graph, scores, floor))) >= reduction
 
 
 def uniform(scores: Scores) -> dict[str, NDArray[np.float64]]:
@@ -217,3 +209,9 @@ def _removal_order(graph: ChannelGraph, scores: Scores, floor: Mapping[str, int]
             keys[graph.slices[group.name]] = values
     order = np.argsort(keys, kind="stable")
     return order[: int(np.isfinite(keys).sum())]
+
+
+def _without(graph: ChannelGraph, removed: NDArray[np.int64]) -> Keep:
+    keep = np.ones(len(graph), dtype=bool)
+    keep[removed] = False
+    return keep

@@ -100,16 +100,16 @@ class LocalExecutor(Executor):
             SearchError: A worker can run no item at all.
         """
         suspects: list[tuple[_Job, Trouble]] = []
-        refusals = 0
+        refusals: list[Refused] = []  # in a row
         try:
             for job, outcome in self._attempt(function, items, range(len(items)), self._workers):
-                refusals = refusals + 1 if isinstance(outcome, Refused) else 0
-                if isinstance(outcome, Refused) and refusals > self.retries:
-                    raise _hopeless(outcome)
                 if isinstance(outcome, Trouble):
                     suspects.append((job, outcome))
                 else:
                     yield job.index, outcome
+                refusals = [*refusals, outcome] if isinstance(outcome, Refused) else []
+                if len(refusals) > self.retries:
+                    raise _hopeless(refusals[-1])
             for job, trouble in suspects:
                 yield job.index, self._retried(function, items, job, trouble)
         except BaseException:  # interrupted, or the caller wants no more: the workers must not go on behind its back

@@ -151,7 +151,7 @@ Strategy = Annotated[
     str,
     typer.Option(
         help="How it is searched. ga: the best ever are parents, crossover of groups. aging: parents die of age, "
-        "mutation only; slower to be misled. cma: CMA-ES; the one for thousands of candidates. "
+        "mutation only; slower to be misled. cma: CMA-ES, for thousands of candidates at reductions of 0.5 and more. "
         "greedy: the best criterion per group, one group at a time, then one gene at a time. swap: channels change "
         "places inside a group (with --encoding mask). nsga2: a front of reductions, fitness against cost, in one run. "
         "random: chance."
