@@ -20,6 +20,8 @@ from criteria.layers import BATCH_NORM, refit, unit_of
 # Of a masked against a sliced network, relative to the largest output; rounding is ~1e-14, ~1e-6 and ~1e-2.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.03}
 
+LARGE = 1 << 17  # numbers from which kernels are sliced in one go, without a tensor in between that no cache holds
+
 FORWARD_ERRORS = (RuntimeError, LookupError, ValueError, TypeError, AttributeError, AssertionError, ArithmeticError)
 """What a forward may raise that does not stand what was done to its network."""
 
@@ -76,9 +78,7 @@ class PrunedNetwork:
             original = tensor = self._originals[name]
             if name in corrected:
                 tensor = torch.empty_like(original).copy_(corrected[name])
-            for dim, owner in axes:
-                if len(positions[owner]) < tensor.shape[dim]:
-                    tensor = tensor.index_select(dim, positions[owner])
+            tensor = _sliced(tensor, {dim: positions[owner] for dim, owner in axes})
             shared = tensor is original and name in self._statistics
             self._tensors[name].data = tensor.clone() if shared else tensor
         for layer, unit in self._layers:
@@ -231,6 +231,17 @@ def reproducibly() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
+
+
+def _sliced(tensor: Tensor, positions: Mapping[int, Tensor]) -> Tensor:
+    """The kept positions of each dimension."""
+    cut = sorted(dim for dim, kept in positions.items() if len(kept) < tensor.shape[dim])
+    if cut == [0, 1] and tensor.shape[2:].numel() > 1 and tensor.numel() > LARGE:
+        where = positions[0].unsqueeze(1) * tensor.shape[1] + positions[1]
+        return tensor.flatten(0, 1).index_select(0, where.flatten()).view(*where.shape, *tensor.shape[2:])
+    for dim in cut:
+        tensor = tensor.index_select(dim, positions[dim])
+    return tensor
 
 
 def _slicing_plan(
