@@ -10,7 +10,7 @@ import pytest
 from search import Archive, Evolution, Failure, LocalExecutor, SearchError, search
 from search.cargo import Cargo
 from search.machine import kind
-from tests.clusters import WITHOUT, DaskWorkers, dask_scheduler, ray_head
+from tests.clusters import DaskWorkers, dask_scheduler
 
 from . import toy
 
@@ -266,21 +266,6 @@ def test_a_worker_that_cannot_take_what_it_is_sent_costs_no_item(executor, monke
 def test_a_worker_that_can_run_no_item_ends_it_and_is_no_items_fault(executor):
     with pytest.raises(SearchError, match=r"cannot take part: the worker on \S+: no data here$"):
         dict(executor.run(toy.without_data, range(6)))
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("briefly")
-def test_a_ray_node_without_the_package_is_no_items_fault(tmp_path):
-    pytest.importorskip("ray")
-    from search.ray_executor import RayExecutor
-
-    (tmp_path / "sitecustomize.py").write_text(WITHOUT)
-    with (
-        ray_head(1, PYTHONPATH=str(tmp_path)) as (address, _),
-        RayExecutor(address) as executor,
-        pytest.raises(SearchError, match=r"cannot take part: .*failed to import"),
-    ):
-        dict(executor.run(toy.square, range(2)))
 
 
 @slow_on_ray

@@ -15,9 +15,10 @@ from blend.errors import InputError
 from blend.pipeline import start
 from blend.runs import EXPORT, Run
 from search import Failure
+from search.errors import SearchError
 from search.executor import TICK
 from search.ray_executor import KILLED, RayExecutor
-from tests.clusters import other_servers, ray_head, ray_node
+from tests.clusters import WITHOUT, other_servers, ray_head, ray_node
 
 from ..pipeline.test_pipeline import TASK, config, history, without_workers
 
@@ -155,3 +156,15 @@ def test_memory_that_others_take_is_told_of_and_waited_for():
         "none of the cluster's 2 workers has taken up anything for 15 s: they may have other work, or too little "
         "memory free to begin; it goes on when one does"
     ]
+
+
+@pytest.mark.slow
+def test_a_node_without_the_package_is_no_items_fault(tmp_path, monkeypatch):
+    monkeypatch.setattr("search.cluster.PAUSES", (0.1, 0.2, 0.4))
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT)
+    with (
+        ray_head(1, PYTHONPATH=str(tmp_path)) as (address, _),
+        RayExecutor(address) as executor,
+        pytest.raises(SearchError, match=r"cannot take part: .*failed to import"),
+    ):
+        dict(executor.run(abs, range(2)))
