@@ -236,7 +236,8 @@ def reproducibly() -> Iterator[None]:
 def _sliced(tensor: Tensor, positions: Mapping[int, Tensor]) -> Tensor:
     """The kept positions of each dimension."""
     cut = sorted(dim for dim, kept in positions.items() if len(kept) < tensor.shape[dim])
-    if cut == [0, 1] and tensor.shape[2:].numel() > 1 and tensor.numel() > LARGE:
+    large = tensor.is_contiguous() and tensor.shape[2:].numel() > 1 and tensor.numel() > LARGE
+    if large and cut == [0, 1]:
         where = positions[0].unsqueeze(1) * tensor.shape[1] + positions[1]
         return tensor.flatten(0, 1).index_select(0, where.flatten()).view(*where.shape, *tensor.shape[2:])
     for dim in cut:

@@ -86,9 +86,8 @@ def quantised():
     return model
 
 
-class Exported(nn.Conv2d):
-    def train(self, mode=True):
-        raise NotImplementedError("Calling train() is not supported yet.")
+def exported():
+    return torch.export.export(nn.Conv2d(1, 4, 1).eval(), (torch.zeros(2, 1, 4, 4),)).module()
 
 
 class Noisy(nn.Identity):
@@ -179,7 +178,7 @@ class Pair(nn.Identity):
         (lambda t: replace(t, model=nn.Sequential(nn.LazyConv2d(3, 1), t.model)), "must have values, got 0.weight"),
         (lambda t: replace(t, model=nn.Conv2d(1, 4, 1, dtype=torch.complex64)), "real numbers, got complex weight"),
         (lambda t: replace(t, model=quantised()), "must be as it was before quantisation, got quantised weight"),
-        (lambda t: replace(t, model=Exported(1, 4, 1)), "must have an evaluation mode, got NotImpl"),
+        (lambda t: replace(t, model=exported()), "must have an evaluation mode, got NotImpl"),
         (
             lambda t: replace(t, calibration=tuple(some[:1] for some in t.calibration)),
             "the calibration split must have at least 2 examples, or BatchNorm has no variance, got 1",
