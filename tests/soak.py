@@ -129,6 +129,7 @@ def _forked(config: SearchConfig, folder: Path, workers: int) -> int:
     code = 1
     try:
         sys.stderr = (folder.parent / "stderr.txt").open("a")
+        os.dup2(2, 1)  # a worker whose driver is killed as it starts says so where our counts go
         if folder.exists():
             resume(Run(folder), workers=workers)
         else:
